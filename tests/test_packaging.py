@@ -42,8 +42,8 @@ def test_wheel_holds_every_module(names: set[str]) -> None:
 def template_files() -> set[str]:
     "The files of this checkout that a new lab starts with."
     found = {REPOSITORY/"settings.ini", REPOSITORY/"AI_POLICY.md", REPOSITORY/"config"/"secrets.env.example"}
-    for folder, pattern in (("strategies", "*.py"), ("data/samples", "*"), ("nbs/experiments", "*.ipynb")):
-        there = {path for path in (REPOSITORY/folder).glob(pattern) if path.is_file()}
+    for folder, pattern in (("strategies", "*.py"), ("data/samples", "**/*"), ("nbs/experiments", "*.ipynb")):
+        there = {path for path in (REPOSITORY/folder).glob(pattern) if path.is_file() and "__pycache__" not in path.parts}
         assert there, f"{folder} holds nothing that a lab could start with"
         found |= there
     return {path.relative_to(REPOSITORY).as_posix() for path in found}

@@ -84,8 +84,8 @@ def make(series: dict) -> dict:
     path = save_bars(HERE / name, bars, symbol, interval, f"{package} {version}, {series['inside']}")
     again, about = open_bars(path)
     assert again.equals(bars)
+    return {"symbol": symbol, "interval": interval, "file": name, "description": series["description"], "times": series["times"],
             "source": {"package": package, "version": version, "file": series["inside"]},
-            "source": {"package": package, "version": version, "file": series["inside"]}/{version}/"},
             "licence": licence(package), "bars": about["bars"], "from": about["from"], "to": about["to"],
             "file_sha256": sha256(path), "content_sha256": about["sha256"], "notes": oddities(bars)}
 

@@ -48,11 +48,13 @@ def atomic_write(
     return Path(path)
 
 # %% ../../nbs/01_core.files.ipynb #d33960f8
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
 def canonical_json(
     value,  # anything JSON can say
 ) -> str:  # one line; equal values give equal text
     "Spell a value as JSON in exactly one way."
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _CANONICAL.encode(value)
 
 # %% ../../nbs/01_core.files.ipynb #3f6ea67c
 def sha256(

@@ -248,7 +248,7 @@ def _wrap_hooks(redact: Callable[[str], str]) -> Callable[[], None]:
     for place, hook in after.items(): setattr(*place, hook)
     def undo():
         for place, hook in after.items():
-            if getattr(*place) is hook: setattr(*place, before[place])
+            if getattr(*place) == hook: setattr(*place, before[place])
     return undo
 
 # %% ../../nbs/03_core.secrets.ipynb #a0326db6

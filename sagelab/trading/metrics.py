@@ -17,9 +17,10 @@ def periods_per_year(
     index,  # DatetimeIndex of the bars
 ) -> float:
     "How many bars make a year, for annualising."
+    import numpy as np
     if len(index) < 2: return 252.0
     times = index.asi8 / 1e9 if index.unit == "ns" else index.as_unit("ns").asi8 / 1e9
-    spacing = sorted(times[1:] - times[:-1])[(len(times) - 1) // 2]
+    spacing = np.median(np.diff(times))
     if spacing == 86_400: return 365.0 if (index.dayofweek >= 5).any() else 252.0
     if spacing == 7 * 86_400: return 52.0
     return (len(times) - 1) / ((times[-1] - times[0]) / SECONDS_A_YEAR)
@@ -34,10 +35,10 @@ def bar_returns(
     before = np.concatenate([[cash], equity[:-1]])
     with np.errstate(divide="ignore", invalid="ignore"): return np.where(before > 0, equity / before - 1, 0.0)
 
-def _deviation(values) -> float:
-    "Sample standard deviation, exact sums."
-    mean = fsum(values) / len(values)
-    return sqrt(fsum(((values - mean) ** 2).tolist()) / (len(values) - 1))
+def _mean_and_deviation(values) -> tuple[float, float]:
+    "Mean and sample standard deviation, exact sums."
+    mean = fsum(values.tolist()) / len(values)
+    return mean, sqrt(fsum(((values - mean) ** 2).tolist()) / (len(values) - 1)) if len(values) > 1 else 0.0
 
 # %% ../../nbs/38_trading.metrics.ipynb #eb5e1204
 def sharpe_ratio(
@@ -45,9 +46,8 @@ def sharpe_ratio(
     periods: float,  # bars in a year
 ) -> float | None:  # None where returns do not vary
     "Mean over sample standard deviation of bar returns, times the square root of bars in a year; risk-free rate 0 (Sharpe 1994)."
-    if len(returns) < 2: return None
-    deviation = _deviation(returns)
-    return fsum(returns) / len(returns) / deviation * sqrt(periods) if deviation else None
+    mean, deviation = _mean_and_deviation(returns)
+    return mean / deviation * sqrt(periods) if deviation else None
 
 def sortino_ratio(
     returns,  # float64 array, per bar
@@ -55,7 +55,7 @@ def sortino_ratio(
 ) -> float | None:  # None where no return is negative
     "Mean over the root mean square of negative bar returns, times the square root of bars in a year; target 0 (Sortino and Price 1994)."
     downside = sqrt(fsum((returns[returns < 0] ** 2).tolist()) / len(returns))
-    return fsum(returns) / len(returns) / downside * sqrt(periods) if downside else None
+    return fsum(returns.tolist()) / len(returns) / downside * sqrt(periods) if downside else None
 
 # %% ../../nbs/38_trading.metrics.ipynb #02faeda8
 def drawdowns(
@@ -72,11 +72,9 @@ def longest_drawdown_seconds(
 ) -> float:
     "The longest time below a peak, from the last bar at the peak to recovery, or to the end."
     import numpy as np
-    at_peak = np.flatnonzero(drawdown >= 0)
-    edges = np.concatenate([[0], at_peak, [len(times) - 1]])
-    below = np.concatenate([drawdown < 0, [False]])
-    spans = [(times[b] - times[a]) / 1e9 for a, b in zip(edges[:-1], edges[1:]) if b > a and below[a + 1 if a + 1 < len(times) else a]]
-    return float(max(spans, default=0.0))
+    edges = np.concatenate([[0], np.flatnonzero(drawdown >= 0), [len(times) - 1]])
+    below = drawdown[np.minimum(edges[:-1] + 1, len(times) - 1)] < 0
+    return float(np.where(below, np.diff(times[edges]), 0).max() / 1e9)
 
 # %% ../../nbs/38_trading.metrics.ipynb #9e5492bf
 def _ratio(above: float, below: float) -> float | None:
@@ -106,10 +104,11 @@ def equity_metrics(
     returns, drawdown, times = bar_returns(equity, cash), drawdowns(equity, cash), index.as_unit("ns").asi8
     final, years = float(equity[-1]), (times[-1] - times[0]) / 1e9 / SECONDS_A_YEAR
     cagr = float((final / cash) ** (1 / years) - 1) if years > 0 and final > 0 else None
+    mean, deviation = _mean_and_deviation(returns)
     deepest = float(drawdown.min())
     return {"pnl": final - cash, "return": final / cash - 1, "cagr": cagr,
-            "volatility": _deviation(returns) * sqrt(periods) if len(returns) > 1 else None,
-            "sharpe": sharpe_ratio(returns, periods), "sortino": sortino_ratio(returns, periods),
+            "volatility": deviation * sqrt(periods) if len(returns) > 1 else None,
+            "sharpe": mean / deviation * sqrt(periods) if deviation else None, "sortino": sortino_ratio(returns, periods),
             "calmar": _ratio(cagr, -deepest) if cagr is not None else None,
             "max_drawdown": deepest, "max_drawdown_seconds": longest_drawdown_seconds(drawdown, times), "periods_per_year": periods}
 

@@ -6,9 +6,9 @@
 __all__ = ['Status', 'Order', 'Fill', 'Trade', 'iso_time', 'trade_record', 'trade_log']
 
 # %% ../../nbs/36_trading.orders.ipynb #7dac0989
+import json
 from dataclasses import dataclass
-from typing import Literal
-from ..core.files import canonical_json
+from typing import Literal, NamedTuple
 from ..strategy.base import Decision
 
 # %% ../../nbs/36_trading.orders.ipynb #c641bc8d
@@ -36,8 +36,7 @@ class Order:
         return float("inf") if wait is None else self.created_ns + wait * 1e9
 
 # %% ../../nbs/36_trading.orders.ipynb #baa86591
-@dataclass(frozen=True, slots=True)
-class Fill:
+class Fill(NamedTuple):
     "A change of the account at one price."
     order_id: int
     time_ns: int  # UTC nanoseconds of the bar's close at which the engine learnt of it
@@ -54,8 +53,7 @@ class Fill:
         return self.direction * (self.price / self.expected_price - 1)
 
 # %% ../../nbs/36_trading.orders.ipynb #e915bb57
-@dataclass(frozen=True, slots=True)
-class Trade:
+class Trade(NamedTuple):
     "A slice of a position from its average entry to its exit."
     number: int  # 1, 2, ... in order of exit
     symbol: str
@@ -95,7 +93,7 @@ def iso_time(
     "Spell a moment as the trade log does."
     from datetime import datetime, timezone
     seconds, rest = divmod(nanoseconds, 1_000_000_000)
-    moment = datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
+    moment = datetime.fromtimestamp(seconds, timezone.utc).isoformat()[:19]
     return f"{moment}.{rest:09d}Z" if rest else f"{moment}Z"
 
 # %% ../../nbs/36_trading.orders.ipynb #ae474dd6
@@ -108,8 +106,11 @@ def trade_record(trade: Trade) -> dict:
             "outcome": trade.outcome, "pnl_pct": trade.pnl_pct, "pnl": trade.pnl, "fees": trade.fees,
             "quantity": trade.quantity, "exit_reason": trade.reason}
 
+# In the order of the schema, because people read it; the order is fixed, so the spelling is still canonical.
+_LINE = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
 def trade_log(
     trades: list[Trade],
 ) -> str:  # one JSON object a line
     "The trade log of a session."
-    return "".join(canonical_json(trade_record(trade)) + "\n" for trade in trades)
+    return "".join(_LINE.encode(trade_record(trade)) + "\n" for trade in trades)
