@@ -44,7 +44,10 @@ def print_table(
     from rich.console import Console
     from rich.table import Table
     table = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in columns: table.add_column(name.lstrip(">"), justify="right" if name.startswith(">") else "left", overflow="fold")
+    for number, name in enumerate(columns):
+        figure = name.startswith(">")
+        # Names and figures stay whole, so that they can be read and copied; prose gives way.
+        table.add_column(name.lstrip(">"), justify="right" if figure else "left", no_wrap=figure or number == 0, overflow="fold")
     for row in rows: table.add_row(*(_plain(cell) for cell in row))
     Console().print(table)
 

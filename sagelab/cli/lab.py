@@ -36,7 +36,7 @@ def demo_verb(as_json: Json = False):
     print(f"Report:  {run.report}\nAgain:   sagelab replay {run.run_id}\nNext:    sagelab lab   (JupyterLab, with the notebook behind this report)")
 
 # %% ../../nbs/97_cli.lab.ipynb #9ef1da66
-FIGURES = ("return", "cagr", "sharpe", "max_drawdown", "trades", "win_rate", "exposure")
+FIGURES = ("return", "sharpe", "max_drawdown", "trades", "win_rate")
 
 def _print_figures(run):
     "A run's figures, a row for each strategy."
@@ -95,9 +95,9 @@ def runs_verb(as_json: Json = False):
     runs = list_runs(load_settings())
     if as_json: return print_json([_run_record(run) | {"started": run.manifest["started"], "notebook": run.manifest["notebook"]} for run in runs])
     if not runs: return note("No run was made yet. Try: sagelab demo")
-    rows = [[run.run_id, r["symbol"], r["strategy"], *(show_figure(f, r["metrics"][f]) for f in ("return", "sharpe", "max_drawdown"))]
-            for run in runs for r in run.manifest["results"] or [{"symbol": "", "strategy": "", "metrics": dict.fromkeys(("return", "sharpe", "max_drawdown"))}]]
-    print_table(["run", "symbol", "strategy", ">return", ">sharpe", ">max drawdown"], rows)
+    rows = [[run.run_id if not number else "", r["symbol"], r["strategy"], *(show_figure(f, r["metrics"].get(f)) for f in ("return", "sharpe", "max_drawdown"))]
+            for run in runs for number, r in enumerate(run.manifest["results"] or [{"symbol": "", "strategy": "", "metrics": {}}])]
+    print_table(["run", "symbol", "strategy", ">return", ">sharpe", ">drawdown"], rows)
 
 # %% ../../nbs/97_cli.lab.ipynb #b23b4b93
 ledger_verbs = typer.Typer(no_args_is_help=True, help="The ledger: what happened, in order, unalterable unseen.")

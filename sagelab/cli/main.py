@@ -53,3 +53,6 @@ def main(
     except BaseException as error:
         if debug: raise
         return report_error(error, "--json" in words)
+
+# %% ../../nbs/98_cli.main.ipynb #27921567
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())

@@ -147,7 +147,7 @@ def data_list(as_json: Json = False):
     series = _store().series()
     if as_json: return print_json([_series_record(info) for info in series])
     print_table(["symbol", "interval", ">bars", "from", "to", "origin", "source", "licence"],
-                [[i.symbol, i.interval, f"{i.bars:,}", str(i.start)[:10], str(i.end)[:10], i.origin, i.source, i.licence] for i in series])
+                [[i.symbol, i.interval, f"{i.bars:,}", str(i.start)[:10], str(i.end)[:10], i.origin, i.source.partition(",")[0], i.licence] for i in series])
 
 def _series_record(info) -> dict:
     return {"symbol": info.symbol, "interval": info.interval, "bars": info.bars, "from": str(info.start), "to": str(info.end), "origin": info.origin,

@@ -93,7 +93,7 @@ def _check_place(
 ):
     "Raise `LedgerError` unless `entry` follows `last`."
     expected = last.seq + 1 if last else 0
-    if entry.seq > expected and not any(f'"seq":{expected},'.encode() in line for line in rest):
+    if entry.seq > expected and not any(f'"seq":{expected},"time":'.encode() in line for line in rest):
         gap = f"entry {expected} is" if entry.seq == expected + 1 else f"entries {expected} to {entry.seq - 1} are"
         raise LedgerError(f"follows a gap: {gap} missing before entry {entry.seq}")
     if entry.seq != expected: raise LedgerError(f"is reordered or repeated: entry {entry.seq} stands where entry {expected} belongs")
@@ -164,7 +164,8 @@ def _writing(
         with open(_beside(path, "lock"), "ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file: yield file
-    except OSError as error: raise LedgerError(f"{path} cannot be written: {error.strerror or error}. Nothing was recorded.") from error
+    except LedgerError: raise
+    except (OSError, Finding) as error: raise LedgerError(f"{path} cannot be written: {error}. Nothing was recorded.") from error
 
 # %% ../../nbs/04_core.ledger.ipynb #2daff745
 @contextmanager
@@ -177,7 +178,7 @@ def _shared(
         with lock:
             if not isinstance(lock, nullcontext): fcntl.flock(lock, fcntl.LOCK_SH)
             yield
-    except OSError as error: raise LedgerError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except OSError as error: raise LedgerError(f"{path} cannot be read: {error}.") from error
 
 # %% ../../nbs/04_core.ledger.ipynb #a73a3eb6
 def _extent(path: Path) -> tuple[int, int]:

@@ -24,7 +24,7 @@ def check_symbol(
 ) -> str:  # the same
     "Refuse a symbol that cannot be part of a file name; raises `UsageError` with one that can."
     safe = re.sub(r"[^A-Za-z0-9._^=-]+", "-", str(symbol)).lstrip("._^=-")[:32].rstrip("-")
-    if not safe or str(symbol) != safe: problem = "letters, digits and . _ ^ = - only, 32 at most, a letter or digit first"
+    if not safe or symbol != safe: problem = "letters, digits and . _ ^ = - only, 32 at most, a letter or digit first"
     elif safe.rpartition("-")[2] in INTERVALS: problem, safe = "the end would be read as an interval", safe.replace("-", "_")
     else: return symbol
     raise UsageError(f"{str(symbol)!r} cannot be a symbol ({problem}).{f' Try: {safe}' if safe else ''}")

@@ -214,11 +214,14 @@ def _execute(
 ) -> None:
     "Execute a notebook in a fresh kernel; raises `RunError` with cell and cause."
     import papermill
+    from traitlets.config import Config
+    # Private sockets in the user's own runtime folder: no port that another user of the machine could reach.
+    private = Config({"KernelManager": {"transport": "ipc"}, "AsyncKernelManager": {"transport": "ipc"}})
     # Strings hash alike in every run, so that the order of a set cannot change a number.
     with _environment(PYTHONHASHSEED="0", SAGELAB_LAB=str(settings.root)):
         try:
             papermill.execute_notebook(str(notebook), str(folder/"notebook.ipynb"), parameters=parameters, cwd=str(folder), kernel_name="python3",
-                                       progress_bar=progress_bar, execution_timeout=settings.lab.kernel_timeout_seconds, log_output=False)
+                                       progress_bar=progress_bar, execution_timeout=settings.lab.kernel_timeout_seconds, log_output=False, config=private)
         except papermill.PapermillExecutionError as error:
             raise RunError(f"{notebook.name} failed in cell {error.cell_index}: {error.ename}: {error.evalue}") from error
         except OSError as error: raise RunError(f"{notebook.name} could not be executed: {error}") from error

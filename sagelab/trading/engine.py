@@ -193,8 +193,8 @@ def _blame(
 ):
     "Turn whatever a strategy raises into a `StrategyError`."
     try: yield
-    except (StrategyError, KeyboardInterrupt): raise
     except (Exception, SystemExit) as error:
+        if isinstance(error, StrategyError) and repr(name) in str(error): raise
         trace = error.__traceback__
         while trace.tb_next: trace = trace.tb_next
         where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"

@@ -22,7 +22,7 @@ def test_same_trades_and_return_as_vectorbt(fast, slow):
     assert np.allclose([[t.entry_price, t.exit_price, t.pnl] for t in ours.trades], records[["entry_price", "exit_price", "pnl"]], rtol=1e-9)
     assert abs(ours.metrics["sharpe"] - theirs.sharpe_ratio(year_freq="252D")) < 1e-9
     assert abs(ours.metrics["max_drawdown"] - theirs.max_drawdown()) < 1e-9
-    assert abs(ours.metrics["win_rate"] - theirs.trades.win_rate()) < 1e-9
+    assert abs(ours.metrics["win_rate"] - theirs.trades.closed.win_rate()) < 1e-9
 
 
 def test_reference_return():
