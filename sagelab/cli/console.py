@@ -43,7 +43,7 @@ def print_table(
     from rich import box
     from rich.console import Console
     from rich.table import Table
-    table = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for number, name in enumerate(columns):
         figure = name.startswith(">")
         # Names and figures stay whole, so that they can be read and copied; prose gives way.

@@ -146,7 +146,7 @@ def data_list(as_json: Json = False):
     "All series that this lab has."
     series = _store().series()
     if as_json: return print_json([_series_record(info) for info in series])
-    print_table(["symbol", "interval", ">bars", "from", "to", "origin", "source", "licence"],
+    print_table(["symbol", "interval", ">bars", ">from", ">to", "origin", "source", "licence"],
                 [[i.symbol, i.interval, f"{i.bars:,}", str(i.start)[:10], str(i.end)[:10], i.origin, i.source.partition(",")[0], i.licence] for i in series])
 
 def _series_record(info) -> dict:
