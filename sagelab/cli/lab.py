@@ -149,7 +149,11 @@ def lab_verb(
     import os, sys
     from sagelab.core.settings import find_lab
     root = find_lab()
-    words = [sys.executable, "-m", "jupyterlab", "--ServerApp.ip=127.0.0.1", f"--ServerApp.root_dir={root}", "--LabApp.default_url=/lab/tree/nbs/experiments"]
+    words = [sys.executable, "-m", "jupyterlab", "--ServerApp.ip=127.0.0.1", f"--ServerApp.root_dir={root}", "--LabApp.default_url=/lab/tree/nbs/experiments/backtest.ipynb"]
     words += [f"--ServerApp.port={port}", "--ServerApp.port_retries=0"] if port else []
+    # JupyterLab would ask the network for news and updates.
+    words += ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    # In a container everything runs as root; loopback and the token are the guard there too.
+    words += ["--allow-root"] if os.geteuid() == 0 else []
     os.chdir(root)
     os.execv(sys.executable, words + (["--no-browser"] if no_browser else []))

@@ -32,7 +32,7 @@ class RestConfig(SourceConfig):
     "How one service is asked and how it answers."
     url: str  # may hold {symbol} and {interval}
     params: dict[str, str] = {"symbol": "symbol", "interval": "interval", "start": "start", "end": "end", "limit": "limit", "page": "page", "cursor": "cursor"}  # our name -> theirs; left out: not sent
-    fixed: dict[str, str] = {}  # sent with every request as it is
+    fixed: dict[str, str] = {}  # sent with every request as it is; no place for a secret, addresses get logged
     intervals: dict[str, str] = {}  # our spelling -> theirs, where it differs
     names: tuple[str, ...] = ()  # symbols the service is known to have
     time_unit: Literal["s", "ms", "us", "ns", "iso"] = "ms"  # of times, both ways

@@ -41,7 +41,8 @@ def init_lab(
     return root
 
 def _copy(source: Path, target: Path):
-    "Copy a file or a folder, leaving out what tools leave behind."
+    "Copy a file or a folder, leaving out what tools leave behind and the text pairs of notebooks."
     target.parent.mkdir(parents=True, exist_ok=True)
-    if source.is_dir(): shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", ".*", "*.pyc"))
+    left_out = ("__pycache__", ".*", "*.pyc", *(["*.py"] if "nbs" in source.parts[-2:] else []))
+    if source.is_dir(): shutil.copytree(source, target, ignore=shutil.ignore_patterns(*left_out))
     else: shutil.copy(source, target)
