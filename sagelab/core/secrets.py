@@ -13,7 +13,6 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from urllib.parse import quote
 from .errors import SettingsError, UnknownName, UsageError
 
 # %% ../../nbs/03_core.secrets.ipynb #ede2d490

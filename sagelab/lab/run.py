@@ -228,10 +228,12 @@ def _execute(
         except Exception as error: raise RunError(f"{notebook.name} failed: {type(error).__name__}: {error}") from error
 
 # %% ../../nbs/81_lab.run.ipynb #4f510e9d
-def _redact_file(path: Path, root: Path):
-    "Take secrets out of an executed notebook."
-    secrets = load_secrets(root)
-    if secrets.names(): atomic_write(path, json.dumps(redact_notebook(json.loads(path.read_text()), secrets), indent=1))
+def _tidy(path: Path, root: Path):
+    "Take secrets, and where on this machine it ran, out of an executed notebook."
+    secrets, notebook = load_secrets(root), json.loads(path.read_text())
+    about = notebook["metadata"].get("papermill", {})
+    about.update({name: Path(about[name]).name for name in ("input_path", "output_path") if about.get(name)})
+    atomic_write(path, json.dumps(redact_notebook(notebook, secrets) if secrets.names() else notebook, indent=1, ensure_ascii=False) + "\n")
 
 def _failed(folder: Path, settings: Settings, run_id: str, error: Exception) -> RunError:
     "Keep a failed run's notebook where it can be looked at, out of the reports."
@@ -239,7 +241,7 @@ def _failed(folder: Path, settings: Settings, run_id: str, error: Exception) -> 
     shutil.rmtree(kept, ignore_errors=True)
     kept.parent.mkdir(parents=True, exist_ok=True)
     os.replace(folder, kept)
-    if (kept/"notebook.ipynb").is_file(): _redact_file(kept/"notebook.ipynb", settings.root)
+    if (kept/"notebook.ipynb").is_file(): _tidy(kept/"notebook.ipynb", settings.root)
     message = load_secrets(settings.root).redact(str(error))
     open_ledger(settings.root).append("run.failed", {"run_id": run_id, "error": message})
     return RunError(f"{message}\nThe notebook as far as it came: {kept/'notebook.ipynb'}")
@@ -286,7 +288,7 @@ def _run_in(folder: Path, run_id: str, path: Path, given: dict, settings: Settin
 def _manifest(folder: Path, pending: dict, path: Path, seconds: float, settings: Settings) -> dict:
     "Write the manifest, the last file of a run."
     output = json.loads((folder/OUTPUT).read_text()) if (folder/OUTPUT).is_file() else {"results": [], "metrics": {}, "notes": []}
-    _redact_file(folder/"notebook.ipynb", settings.root)
+    _tidy(folder/"notebook.ipynb", settings.root)
     for name in (PENDING, OUTPUT): (folder/name).unlink(missing_ok=True)
     artifacts = {p.name: sha256(p) for p in sorted(folder.iterdir()) if p.is_file()}
     data = list({r["data_sha256"]: {k: r[k] for k in ("symbol", "interval", "bars", "from", "to")} | {"sha256": r["data_sha256"]} for r in output["results"]}.values())
