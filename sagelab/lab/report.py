@@ -106,9 +106,11 @@ def _heading(results, meta: dict) -> str:
     told_once = [assumptions[0]] if alike else [f"<b>{safe(n)}.</b> {a}" for n, a in zip(strategy_labels(results), assumptions)]
     ruined = [f"<p class='warning'><b>{safe(n)} was ruined:</b> a short position lost everything and the session was stopped.</p>"
               for n, r in zip(strategy_labels(results), results) if r.ruined]
+    title = plain(meta.get("title") or f"{_join(strategy_labels(results))} on {_join([plain(r.symbol or 'unnamed bars') for r in results])}")
+    known = all(word in title for word in (*strategy_labels(results), *(plain(r.symbol) for r in results)))
     where = " · ".join(["SageLab", *(safe(meta[k]) for k in ("lab", "run_id") if meta.get(k))])
-    return (f"<header><p class='over'>{where}</p><h1>{safe(meta.get('title')) if meta.get('title') else f'{names} on {symbols}'}</h1>"
-            f"<p class='lead'>{names} on {symbols}: {_join(ranges)}.</p>" + "".join(f"<p>{text}</p>" for text in told_once) + "".join(ruined)
+    return (f"<header><p class='over'>{where}</p><h1>{safe(title)}</h1>"
+            f"<p class='lead'>{'' if known else f'{names} on {symbols}: '}{_join(ranges)}.</p>" + "".join(f"<p>{text}</p>" for text in told_once) + "".join(ruined)
             + "".join(f"<p class='note'>{told(note)}</p>" for note in meta.get("notes") or ()) + "</header>")
 
 # %% ../../nbs/80_lab.report.ipynb #844bca3b
@@ -150,7 +152,7 @@ def _figures_table(results) -> str:
     head = "".join(f"<th scope='col'>{safe(name)}</th>" for name in strategy_labels(results))
     rows = [f"<tr><th scope='row'><details><summary>{label}</summary><p>{meaning}</p></details></th>"
             + "".join(f"<td>{_shown(spell(r.metrics.get(name)))}</td>" for r in results) + "</tr>" for label, name, spell, meaning in FIGURES]
-    return _scroll(f"<table class='figures'><caption id='t-figures'>Figures. Press a name for its definition.</caption><thead><tr><th scope='col'>"
+    return _scroll(f"<table class='figures'><caption id='t-figures'>Press a name for its definition.</caption><thead><tr><th scope='col'>"
                    f"<span class='unseen'>Figure</span></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>", "t-figures")
 
 def _verdicts(verdicts: dict) -> str:
@@ -187,22 +189,28 @@ def _moment(nanoseconds: int) -> str:
     text = iso_time(nanoseconds)
     return text[:10] if text.endswith("T00:00:00Z") else text[:16].replace("T", "\N{NO-BREAK SPACE}")
 
-def _trade_row(t) -> str:
+def _price_digits(price: float) -> int:
+    "How many digits behind the point a price of this size needs: 2 for 2731.29, 5 for 1.19821."
+    from math import floor, log10
+    return max(2, 5 - floor(log10(price)))
+
+def _trade_row(t, digits: int) -> str:
     "A trade as a row."
-    cells = (_moment(t.entry_ns), f"{t.entry_price:,.6g}", "–" if t.open else _moment(t.exit_ns), "–" if t.open else f"{t.exit_price:,.6g}", number(t.pnl),
-             number(t.pnl_pct, 2, "%"), duration(t.duration_seconds))
+    lasted = duration(t.duration_seconds) if t.duration_seconds else "same bar"
+    exit_cells = ("–", "–") if t.open else (_moment(t.exit_ns), number(t.exit_price, digits))
+    cells = (_moment(t.entry_ns), number(t.entry_price, digits), *exit_cells, number(t.pnl), number(t.pnl_pct), lasted)
     return (f"<tr class='{t.outcome}'><th scope='row'>{t.number:,}</th><td class='word'>{safe(t.side)}</td>" + "".join(f"<td>{c}</td>" for c in cells)
             + f"<td class='word'>{safe(t.outcome)}</td><td class='word'>{safe(plain(t.reason).replace('_', ' '))}</td></tr>")
 
 def _trades_table(result, name: str, place: int) -> str:
     "The last trades, the latest first."
     if not result.trades: return f"<p>{safe(name)} made no trade.</p>"
-    count, head = len(result.trades), ("No.", "Side", "Entry, UTC", "at", "Exit, UTC", "at", "Profit", "Profit, %", "Duration", "Outcome", "Exit by")
+    count, head = len(result.trades), ("No.", "Side", "Entry, UTC", "Price", "Exit, UTC", "Price", "Profit", "Profit, %", "Duration", "Outcome", "Exit by")
     which = f"The last {LISTED} of {count:,} trades of" if count > LISTED else "The trades of"
-    words = {"Side", "Outcome", "Exit by"}
+    words, digits = {"Side", "Outcome", "Exit by"}, _price_digits(result.bars.close.iloc[-1])
     columns = "".join(f"<th scope='col'{' class=word' if h in words else ''}>{h}</th>" for h in head)
     return _scroll(f"<table class='trades'><caption id='t-trades-{place}'>{which} {safe(name)}, the latest first, profit after costs. All of them are in <code>trades.log</code>."
-                   f"</caption><thead><tr>{columns}</tr></thead><tbody>{''.join(map(_trade_row, result.trades[:-LISTED - 1:-1]))}</tbody></table>", f"t-trades-{place}", "tall")
+                   f"</caption><thead><tr>{columns}</tr></thead><tbody>{''.join(_trade_row(t, digits) for t in result.trades[:-LISTED - 1:-1])}</tbody></table>", f"t-trades-{place}", "tall")
 
 # %% ../../nbs/80_lab.report.ipynb #56d26105
 def _pairs(values: dict) -> str:
@@ -259,12 +267,12 @@ caption, figcaption { text-align: left; color: var(--soft); font-size: .875rem; 
 th, td { padding: .45rem .75rem; text-align: right; vertical-align: top; white-space: nowrap; border-bottom: 1px solid var(--grid) } th { font-weight: 500 } .word { text-align: left }
 thead th { border-bottom: 1.5px solid var(--soft); vertical-align: bottom; font-weight: 600; background: var(--paper) } .tall thead th { position: sticky; top: 0; z-index: 2 }
 th[scope=row], thead th:first-child { position: sticky; left: 0; background: var(--paper); z-index: 1; text-align: left; padding-left: 0 } .tall thead th:first-child { z-index: 3 }
-.figures th[scope=col] { white-space: normal; overflow-wrap: anywhere; min-width: 6.5rem } .figures th[scope=row], .figures thead th:first-child { width: 17rem; min-width: 8.5rem; white-space: normal; padding-top: 0; padding-bottom: 0 } .figures tbody tr:hover > * { background: var(--raised) }
+.figures { width: auto; min-width: min(100%, 30rem) } .figures th[scope=col] { white-space: normal; overflow-wrap: anywhere; min-width: 6.5rem } .figures th[scope=row], .figures thead th:first-child { width: 17rem; min-width: 8.5rem; white-space: normal; padding-top: 0; padding-bottom: 0 } .figures tbody tr:hover > * { background: var(--raised) }
 .figures summary { padding: .45rem 0; min-height: 2rem; cursor: pointer; list-style: none; text-decoration: underline dotted var(--soft) 1px; text-underline-offset: .25em } .figures summary::-webkit-details-marker { display: none } .figures details p { font-weight: 400; color: var(--soft); font-size: .8125rem; margin: 0 0 .6rem; max-width: 16rem }
 abbr { text-decoration: none; color: var(--soft) } .unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap }
 .months { border-spacing: 2px } .months th, .months td { padding: .3rem .4rem; border: 0; text-align: right; min-width: 2.7rem } .months tbody td { border-radius: 2px } .months thead th { color: var(--soft); font-weight: 500 } .months th[scope=row], .months thead th:first-child { text-align: left; padding-right: .75rem } .months .total { font-weight: 650; padding-left: 1rem }
 .up { background: color-mix(in srgb, var(--gain) var(--v), var(--paper)) } .down { background: color-mix(in srgb, var(--loss) var(--v), var(--paper)) }
-figure { margin: 0 } .plot { height: clamp(19rem, 42vw, 27rem); width: 100%; min-width: 0; overflow: hidden } .plot.low { height: clamp(13rem, 26vw, 17rem) } [data-panel][hidden] { display: none }
+figure { margin: 0 } .plot { height: clamp(21rem, 42vw, 27rem); width: 100%; min-width: 0; overflow: hidden } .plot.low { height: clamp(13rem, 26vw, 17rem) } [data-panel][hidden] { display: none }
 dl { display: grid; grid-template-columns: minmax(6rem, max-content) minmax(0, 1fr); gap: .25rem 1.25rem; margin: 0 0 1rem; font-size: .875rem; line-height: 1.5 } dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
 aside { border-left: 3px solid var(--rule); padding-left: 1rem; margin: 1.5rem 0 0 } aside h3 { margin-top: 0 }
 .back > summary { cursor: pointer; padding: .35rem 0 } .back > summary h2 { display: inline; font-family: "Iowan Old Style", "Palatino Linotype", Palatino, "URW Palladio L", Georgia, "Noto Serif", serif } .back[open] > summary { margin-bottom: 1rem } .back > p:last-child { font-size: .9375rem }
@@ -299,6 +307,10 @@ const draw = async plot => {
   const {data, layout} = figures[plot.dataset.plot];
   delete layout.height;
   Object.entries(look()).forEach(([path, value]) => put(layout, path, value));
+  if (plot.clientWidth < 600) {
+    put(layout, "yaxis.title.text", ""); put(layout, "legend.font.size", 11);
+    if (plot.dataset.plot === "drawdown") { layout.showlegend = false; layout.margin.t = 8; }
+  }
   layout.dragmode = touch ? false : "zoom";
   if (plot.dataset.plot === "equity" && all("#log")[0].checked) layout.yaxis.type = "log";
   await Plotly.newPlot(plot, data, layout, {responsive: true, displaylogo: false, displayModeBar: touch ? false : "hover",
@@ -390,7 +402,7 @@ def _sections(results, meta: dict) -> list[tuple[str, str, str]]:  # (key, title
     "The parts of the page in their order."
     choice, log = _choice(results), "<label class='control' hidden><input type='checkbox' id='log' autocomplete='off'> Log scale</label>"
     equity = _plot("equity", f"Equity over time, at the end: {_worth(results)}", f"Worth of each account at every close. At the end: {_worth(results)}.")
-    drawdown = _plot("drawdown", f"Drawdown over time, deepest: {_fall(results)}", f"Distance of each account below its highest worth so far. Deepest: {_fall(results)}.", "low")
+    drawdown = _plot("drawdown", f"Drawdown over time, deepest: {_fall(results)}", f"Distance of each account below its highest worth so far, in the colours above. Deepest: {_fall(results)}.", "low")
     parts = (("figures", "Figures", _figures_table(results) + _verdicts(meta.get("verdicts") or {}), ""), ("equity", "Equity", equity, log), ("drawdown", "Drawdown", drawdown, ""),
              ("months", "Monthly returns", _panels(results, _months_table), choice), ("price", "Trades on price", _panels(results, _trades_plot), choice),
              ("trades", "Trades", _panels(results, _trades_table), choice))
