@@ -54,7 +54,7 @@ def test_many_processes_append_at_once(path: Path) -> None:
 
 def test_killed_at_random_moments(path: Path) -> None:
     pauses, recovered = random.Random(7), 0
-    for number in range(24):
+    for number in range(20):
         with start(path, str(number), 10**9) as process:
             time.sleep(pauses.uniform(0, 0.06))
             process.kill()
@@ -64,7 +64,7 @@ def test_killed_at_random_moments(path: Path) -> None:
         found = Ledger(path).verify()
         assert found.ok and not found.note and found.entries == last.seq + 1 >= seen.entries + 1
         recovered = found.recovered
-    assert [entry.data["number"] for entry in Ledger(path).entries("survived")] == list(range(24))
+    assert [entry.data["number"] for entry in Ledger(path).entries("survived")] == list(range(20))
     assert recovered == len(list((path.parent).glob("ledger.torn/*")))
     assert not list(path.parent.glob(".*.tmp"))
 
@@ -87,8 +87,8 @@ def killed_after(path: Path, steps: int) -> bool:
     finally: os._exit(0)
 
 
-@pytest.mark.parametrize("torn", [b"", b'{"actor":"half a li'])
-def test_killed_at_every_line_of_code(path: Path, torn: bytes) -> None:
+@pytest.mark.parametrize(("torn", "stride"), [(b"", 1), (b'{"actor":"half a li', 3)])
+def test_killed_at_every_line_of_code(path: Path, torn: bytes, stride: int) -> None:
     ledger, steps = Ledger(path), 0
     ledger.append("begin", {})
     while True:
@@ -98,10 +98,10 @@ def test_killed_at_every_line_of_code(path: Path, torn: bytes) -> None:
         ledger.append("survived", {"steps": steps})
         found = ledger.verify()
         assert found.ok and not found.note, (steps, found)
-        steps += 1
+        steps += stride
     assert steps > 50
-    assert [entry.data["steps"] for entry in ledger.entries("survived")] == list(range(steps))
-    if torn: assert ledger.verify().recovered >= steps
+    assert [entry.data["steps"] for entry in ledger.entries("survived")] == list(range(0, steps, stride))
+    if torn: assert ledger.verify().recovered >= steps//stride
 
 
 def test_write_cut_off_at_every_byte_is_recovered(five: Ledger) -> None:
