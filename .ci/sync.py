@@ -36,7 +36,10 @@ def main() -> None:
     sync()
     changed = [path for path in pairs() if set_metadata(path.with_suffix(".ipynb"))]
     # The text must learn of the new metadata, or its next sync would take it away again.
-    if changed: sync()
+    if changed:
+        sync()
+        # A sync notes its own settings in the notebooks; the last word is theirs.
+        for path in pairs(): set_metadata(path.with_suffix(".ipynb"))
     print(f"{len(pairs())} notebooks in step with their text")
 
 

@@ -1,5 +1,5 @@
 """10,000 SMA pairs on the bundled index with return, Sharpe ratio, drawdown and trades, against vectorbt's numba and rust engines."""
-import itertools, json, sys, time
+import itertools, sys
 import numpy as np
 from measure import in_fresh_process, publish, ratio_text, side_by_side
 from peers import vectorbt_sma

@@ -1,5 +1,4 @@
 """What the data room promises beyond its notebooks: any bars, any kill, any name."""
-import datetime
 import os
 import signal
 import subprocess
