@@ -176,12 +176,11 @@ def clear_abandoned(
 ) -> list[str]:  # ids of runs that were killed half way
     "Remove what killed runs left behind; a run whose process still lives is let be."
     gone = []
-    for folder in sorted(reports_folder(settings).glob(".partial-*")):
-        try: pid = json.loads((folder/PENDING).read_text())["pid"]
-        except (OSError, ValueError, KeyError): pid = 0
-        if pid and _alive(pid): continue
+    for folder in sorted(reports_folder(settings).glob(".partial-*-*")):
+        pid, run_id = folder.name.removeprefix(".partial-").split("-", 1)
+        if pid.isdigit() and _alive(int(pid)): continue
         shutil.rmtree(folder, ignore_errors=True)
-        gone.append(folder.name.removeprefix(".partial-"))
+        gone.append(run_id)
     if gone: open_ledger(settings.root).append("run.abandoned", {"run_ids": gone})
     return gone
 
@@ -263,12 +262,12 @@ def run_notebook(
     given = _checked_parameters(path, parameters or {}, settings.lab.seed)
     started = datetime.now(timezone.utc)
     run_id = f"{started:%Y%m%d-%H%M%S}-{title or path.stem}-{os.urandom(2).hex()}"
-    return _run_in(reports_folder(settings)/f".partial-{run_id}", run_id, path, given, settings, started, progress_bar)
+    return _run_in(reports_folder(settings)/f".partial-{os.getpid()}-{run_id}", run_id, path, given, settings, started, progress_bar)
 
 def _run_in(folder: Path, run_id: str, path: Path, given: dict, settings: Settings, started: datetime, progress_bar: bool) -> Run:
     "Execute in a hidden folder, then give it its name."
     folder.mkdir(parents=True)
-    pending = {"run_id": run_id, "pid": os.getpid(), "notebook": path.name, "parameters": given, "seed": given.get("seed"), "lab": settings.lab.name,
+    pending = {"run_id": run_id, "notebook": path.name, "parameters": given, "seed": given.get("seed"), "lab": settings.lab.name,
                "started": started.isoformat(timespec="seconds"), "code": code_state(settings.root), "packages": package_versions()}
     begun = time.perf_counter()
     try:
@@ -292,7 +291,7 @@ def _manifest(folder: Path, pending: dict, path: Path, seconds: float, settings:
     for name in (PENDING, OUTPUT): (folder/name).unlink(missing_ok=True)
     artifacts = {p.name: sha256(p) for p in sorted(folder.iterdir()) if p.is_file()}
     data = list({r["data_sha256"]: {k: r[k] for k in ("symbol", "interval", "bars", "from", "to")} | {"sha256": r["data_sha256"]} for r in output["results"]}.values())
-    manifest = {k: v for k, v in pending.items() if k != "pid"} | {
+    manifest = pending | {
         "notebook_sha256": sha256(path), "seconds": round(seconds, 3), "python": platform.python_version(), "platform": platform.platform(),
         "models": [], "data": data, "results": output["results"], "notes": output["notes"], "artifacts": artifacts,
         "metrics": {r["strategy"]: r["metrics"] for r in output["results"]} | output["metrics"]}
