@@ -187,3 +187,12 @@ def test_errors_as_json_and_debug(here, capsys):
 def test_a_misspelt_setting_stops_everything(here, capsys):
     (here / "settings.ini").write_text("[lab]\nsede = 3\n")
     assert main(["backtest", "sma_cross", "--symbol", "SP500"]) == 2 and "Did you mean 'seed'" in capsys.readouterr().err
+
+
+def test_secrets_do_not_reach_errors_logs_or_tracebacks(here):
+    (here / "config").mkdir(exist_ok=True)
+    (here / "config" / "secrets.env").write_text("TOKEN=hunter2-very-secret\n")
+    (here / "strategies" / "leak.py").write_text(STRATEGY + "import logging; logging.error('hunter2-very-secret'); raise ValueError('hunter2-very-secret')\n")
+    for words in (["backtest", "leak", "--symbol", "SP500"], ["--debug", "backtest", "leak", "--symbol", "SP500"]):
+        answer = subprocess.run([sys.executable, "-m", "sagelab.cli.main", *words], cwd=here, capture_output=True, text=True)
+        assert answer.returncode == 1 and "hunter2" not in answer.stdout + answer.stderr and "***TOKEN***" in answer.stderr

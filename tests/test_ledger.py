@@ -1,4 +1,5 @@
 "The ledger under many processes, under kill -9, on a full disk and in the hands of somebody who alters it."
+import fcntl
 import hashlib
 import json
 import os
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -87,7 +89,7 @@ def killed_after(path: Path, steps: int) -> bool:
     finally: os._exit(0)
 
 
-@pytest.mark.parametrize(("torn", "stride"), [(b"", 1), (b'{"actor":"half a li', 3)])
+@pytest.mark.parametrize(("torn", "stride"), [(b"", 1), (b'{"actor":"half a line' * 200, 3)], ids=["whole", "torn"])
 def test_killed_at_every_line_of_code(path: Path, torn: bytes, stride: int) -> None:
     ledger, steps = Ledger(path), 0
     ledger.append("begin", {})
@@ -106,8 +108,8 @@ def test_killed_at_every_line_of_code(path: Path, torn: bytes, stride: int) -> N
 
 def test_write_cut_off_at_every_byte_is_recovered(five: Ledger) -> None:
     whole, head = five.path.read_bytes(), five.path.with_suffix(".head").read_bytes()
-    line = five.append("note", {"value": "the one that was torn"}) and five.path.read_bytes()[len(whole):]
-    for length in range(1, len(line), 7):
+    line = five.append("note", {"value": "the one that was torn" * 60}) and five.path.read_bytes()[len(whole):]
+    for length in [*range(1, len(line), 61), len(line) - 1]:
         five.path.write_bytes(whole + line[:length])
         five.path.with_suffix(".head").write_bytes(head)
         seen = five.verify()
@@ -258,6 +260,22 @@ def test_reading_while_others_append(path: Path) -> None:
             read = [entry.seq for entry in ledger.entries()]
             assert read == list(range(len(read))) and len(read) >= found.entries
     assert ledger.verify().entries == 401
+
+
+def test_verify_waits_for_an_append_in_progress(five: Ledger) -> None:
+    "Between line and head the two files may not be compared; the lock is held here as an append holds it."
+    head, answers = five.path.with_suffix(".head"), []
+    true = head.read_bytes()
+    with open(five.path.with_suffix(".lock"), "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        head.write_text(module._head_text(5, "0" * 64))
+        reader = threading.Thread(target=lambda: answers.append(five.verify()))
+        reader.start()
+        reader.join(timeout=0.2)
+        assert reader.is_alive() and not answers
+        head.write_bytes(true)
+    reader.join(timeout=10)
+    assert answers[0].ok
 
 
 def test_appending_while_reading_does_not_wait_for_itself(five: Ledger) -> None:

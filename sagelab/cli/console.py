@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PERCENT', 'show_figure', 'show_duration', 'print_table', 'print_json', 'note', 'progress_bar', 'explain',
-           'report_error']
+           'guard_logs', 'report_error']
 
 # %% ../../nbs/95_cli.console.ipynb #5cd64117
 import json, os, sys
@@ -103,12 +103,24 @@ def _redacted(text: str) -> str:
         return load_secrets(find_lab()).redact(text)
     except SageLabError: return text
 
+def guard_logs() -> None:
+    "Keep the lab's secrets out of every log line and traceback of this process."
+    from sagelab.core.errors import SageLabError
+    try:
+        from sagelab.core.secrets import install_redaction, load_secrets
+        from sagelab.core.settings import find_lab
+        install_redaction(load_secrets(find_lab()))
+    except SageLabError: return
+
 def report_error(
     error: BaseException,
     as_json: bool,
+    with_traceback: bool = False,  # for those who mend SageLab
 ) -> int:  # exit code
     "Print an error for a person, or as JSON."
+    import traceback
     message, code = explain(error)
+    if with_traceback: note(_redacted("".join(traceback.format_exception(error))))
     message = _redacted(message)
     if as_json: print_json({"error": message, "type": type(error).__name__})
     print(f"error: {message}", file=sys.stderr)

@@ -9,7 +9,7 @@ __all__ = ['build_app', 'join_pairs', 'main']
 import os, sys
 import typer
 from . import lab, market
-from .console import report_error
+from .console import guard_logs, report_error
 
 # %% ../../nbs/98_cli.main.ipynb #41e67534
 def build_app() -> typer.Typer:
@@ -48,11 +48,11 @@ def main(
     "Run a command and answer its exit code; errors are told, not raised, unless --debug asks for it."
     words = sys.argv[1:] if words is None else words
     debug = "--debug" in words or bool(os.environ.get("SAGELAB_DEBUG"))
+    if words and "--help" not in words: guard_logs()
     try: return build_app()(join_pairs([w for w in words if w != "--debug"]), prog_name="sagelab", standalone_mode=True) or 0
     except SystemExit as stop: return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException as error:
-        if debug: raise
-        return report_error(error, "--json" in words)
+        return report_error(error, "--json" in words, with_traceback=debug)
 
 # %% ../../nbs/98_cli.main.ipynb #27921567
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())

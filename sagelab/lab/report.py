@@ -322,10 +322,12 @@ const show = async place => {
   all("select[data-choose]").forEach(select => { select.value = place; });
   for (const plot of seen()) if (plot.closest("[data-panel]")) await draw(plot);
 };
-const follow = (one, other) => one.on("plotly_relayout", change => {
+let leader = null;
+const follow = (one, other) => one.on("plotly_relayout", async change => {
   const moved = Object.entries(change).filter(([key]) => key.startsWith("xaxis."));
-  const before = JSON.stringify(other.layout.xaxis.range), same = "xaxis.range[0]" in change && before === JSON.stringify(one.layout.xaxis.range);
-  if (moved.length && !same && !(change["xaxis.autorange"] && other.layout.xaxis.autorange)) Plotly.relayout(other, Object.fromEntries(moved));
+  if (leader || !moved.length) return;
+  leader = one;
+  try { await Plotly.relayout(other, Object.fromEntries(moved)); } finally { leader = null; }
 });
 const repaint = more => drawn().filter(plot => !plot.closest("[hidden]")).forEach(plot => Plotly.relayout(plot, {...look(), ...more}));
 const start = async () => {
