@@ -12,7 +12,7 @@ class MeanReversionScalper(Strategy):
     """
 
     class Config(StrategyConfig):
-        window: int = Field(20, ge=2, description="bars of the mean and of the volatility")
+        window: int = Field(20, ge=2, le=100_000, description="bars of the mean and of the volatility")
         stretch: float = Field(2.0, gt=0, description="distance from the mean that is faded, in standard deviations")
         stop_loss: float = Field(0.03, gt=0, lt=1, description="as a fraction of the entry price")
         size_pct: float = Field(50, gt=0, le=100, description="per cent of equity for each trade")

@@ -11,7 +11,7 @@ class MomentumScalper(Strategy):
     """
 
     class Config(StrategyConfig):
-        window: int = Field(14, ge=2, description="bars of RSI, EMA and ATR")
+        window: int = Field(14, ge=2, le=100_000, description="bars of RSI, EMA and ATR")
         level: float = Field(70, gt=50, lt=100, description="RSI above it is a burst up; below 100 - level, a burst down")
         take_profit: float = Field(2.0, gt=0, description="in average true ranges")
         stop_loss: float = Field(1.0, gt=0, description="in average true ranges")

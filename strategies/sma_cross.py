@@ -12,8 +12,8 @@ class SmaCross(Strategy):
     """
 
     class Config(StrategyConfig):
-        fast: int = Field(10, ge=1, description="bars of the fast average")
-        slow: int = Field(30, ge=1, description="bars of the slow average")
+        fast: int = Field(10, ge=1, le=100_000, description="bars of the fast average")
+        slow: int = Field(30, ge=1, le=100_000, description="bars of the slow average")
 
     def initialize(self, config):
         self.fast, self.slow = SMA(config.fast), SMA(config.slow)

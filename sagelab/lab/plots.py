@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST_POINTS', 'MOST_TRADES', 'COLOURS', 'GAIN', 'LOSS', 'NEUTRAL', 'ENTRY', 'FONT', 'MONTHS', 'KINDS', 'SIDES',
-           'plain', 'strategy_labels', 'thin', 'thin_together', 'milliseconds', 'equity_figure', 'drawdown_figure',
-           'monthly_returns', 'monthly_figure', 'trades_figure']
+           'plain', 'label', 'strategy_labels', 'thin', 'thin_together', 'milliseconds', 'equity_figure',
+           'drawdown_figure', 'monthly_returns', 'monthly_figure', 'moment', 'trades_figure']
 
 # %% ../../nbs/79_lab.plots.ipynb #948a2252
 from html import escape
@@ -17,6 +17,12 @@ def plain(
 ) -> str:  # text that can always be written as UTF-8
     "Spell a value as text without characters that no file can hold."
     return str(text).encode("utf-8", "replace").decode("utf-8").replace("\x00", "\N{REPLACEMENT CHARACTER}")
+
+def label(
+    text,  # anything
+) -> str:  # text for plotly
+    "Escape text for a label of a plot, where plotly reads tags and entities but leaves quotes alone."
+    return escape(plain(text), quote=False)
 
 def strategy_labels(
     results,  # BacktestResults
@@ -64,7 +70,7 @@ def _figure(traces: list, y_title: str, y_format: str, **layout):
     figure = go.Figure(traces, {"template": "none"})
     figure.update_layout(font={"family": FONT, "size": 12, "color": "#33373d"}, paper_bgcolor="#ffffff", plot_bgcolor="rgba(0,0,0,0)",
                          margin={"l": 8, "r": 12, "t": 36, "b": 8}, legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
-                         hovermode="x unified", xaxis={**axis, "type": "date", "showgrid": False, "showline": True, "ticks": "outside"},
+                         hovermode="x unified", hoverlabel={"align": "left", "font": {"family": FONT, "size": 12}}, xaxis={**axis, "type": "date", "showgrid": False, "showline": True, "ticks": "outside"},
                          yaxis={**axis, "title": {"text": y_title, "standoff": 8}, "tickformat": y_format}, height=420)
     return figure.update_layout(layout)
 
@@ -79,7 +85,7 @@ def milliseconds(
 def _line(index, values, name: str, colour: str, kept, **more) -> dict:
     "A line as a typed array; a single point gets a marker, or it would not be seen."
     import numpy as np
-    return {"type": "scatter", "x": milliseconds(index)[kept], "y": np.asarray(values, "float32")[kept], "name": escape(name),
+    return {"type": "scatter", "x": milliseconds(index)[kept], "y": np.asarray(values, "float32")[kept], "name": label(name),
             "mode": "lines" if len(kept) > 1 else "markers", "line": {"color": colour, "width": 1.6}, "marker": {"color": colour}, **more}
 
 def _lines(results, columns, **more) -> list[dict]:
@@ -88,12 +94,13 @@ def _lines(results, columns, **more) -> list[dict]:
             for place, (r, values, name, kept) in enumerate(zip(results, columns, strategy_labels(results), thin_together(columns)))]
 
 # %% ../../nbs/79_lab.plots.ipynb #f03616b6
-def _time_range(results) -> list[float]:
-    "From the first bar to the last, with room for a marker at both ends."
+def _time_axis(results) -> dict:
+    "From the first bar to the last, with room for a marker at both ends; a hover tells the hour where bars have one."
     import pandas as pd
     first, last = min(r.bars.index[0] for r in results), max(r.bars.index[-1] for r in results)
-    room = max((last - first) / 100, pd.Timedelta(1, "h"))
-    return milliseconds(pd.DatetimeIndex([first - room, last + room])).tolist()
+    room = (last - first) / 100 or pd.Timedelta(1, "D")
+    days = all(r.bars.index.equals(r.bars.index.normalize()) for r in results)
+    return {"xaxis_range": milliseconds(pd.DatetimeIndex([first - room, last + room])).tolist(), "xaxis_hoverformat": "%Y-%m-%d" if days else "%Y-%m-%d %H:%M"}
 
 def _flat_range(columns, below: float, above: float) -> dict:
     "A range around values that are all the same."
@@ -107,7 +114,7 @@ def equity_figure(
     "What each account was worth at every close."
     columns = [r.equity.to_numpy() for r in results]
     room = abs(columns[0][0]) / 100
-    return _figure(_lines(results, columns, hovertemplate="%{y:,.2f}"), "Worth", "~s", xaxis_range=_time_range(results), **_flat_range(columns, -room, room))
+    return _figure(_lines(results, columns, hovertemplate="%{y:,.2f}"), "Worth", "~s", **_time_axis(results), **_flat_range(columns, -room, room))
 
 # %% ../../nbs/79_lab.plots.ipynb #b04a0edd
 def drawdown_figure(
@@ -116,8 +123,8 @@ def drawdown_figure(
     "How far below its peak each account was, in per cent."
     fill = {"fill": "tozeroy"} if len(results) == 1 else {}
     columns = [100 * drawdowns(r.equity.to_numpy(), r.assumptions["cash"]) for r in results]
-    flat = _flat_range(columns, -1, 0) or {"yaxis_rangemode": "tozero"}
-    return _figure(_lines(results, columns, hovertemplate="%{y:.2f} %", **fill), "Drawdown, %", "~r", xaxis_range=_time_range(results), **flat)
+    flat = _flat_range(columns, -1, 0.1) or {"yaxis_rangemode": "tozero"}
+    return _figure(_lines(results, columns, hovertemplate="%{y:.2f} %", **fill), "Drawdown, %", "~r", **_time_axis(results), **flat)
 
 # %% ../../nbs/79_lab.plots.ipynb #480177e3
 def _calendar(index):
@@ -158,15 +165,22 @@ def monthly_figure(
             "colorscale": [[0, LOSS], [0.5, "#f4f2ee"], [1, GAIN]], "texttemplate": "%{z:.1f}", "hoverongaps": False, "showscale": False,
             "hovertemplate": "%{x} %{y}: %{z:.2f} %<extra></extra>"}
     return _figure([heat], "", "", hovermode="closest", xaxis={"type": "category", "side": "top", "showline": False, "ticks": ""},
-                   yaxis={"type": "category", "autorange": "reversed"}, height=70 + 24 * len(found), title={"text": escape(strategy_labels([result])[0]), "y": 1, "yref": "paper"})
+                   yaxis={"type": "category", "autorange": "reversed"}, height=70 + 24 * len(found), title={"text": label(strategy_labels([result])[0]), "y": 1, "yref": "paper"})
 
 # %% ../../nbs/79_lab.plots.ipynb #a9339bda
+def moment(
+    nanoseconds: int,  # since 1970, UTC
+) -> str:  # "2018-01-02", with the time where it has one
+    "Spell a moment as short as it can be."
+    from sagelab.trading.orders import iso_time
+    text = iso_time(nanoseconds)
+    return text[:10] if text.endswith("T00:00:00Z") else text[:16].replace("T", "\N{NO-BREAK SPACE}")
+
 def _hover(trade) -> str:
     "What an exit's label says."
-    from sagelab.trading.orders import iso_time
-    reason, sign = escape(plain(trade.reason).replace("_", " ")), "−" if trade.pnl < 0 else "+"
-    return (f"<b>{escape(plain(trade.side))} #{trade.number}: {trade.outcome}</b><br>{sign}{abs(trade.pnl):,.2f} ({sign}{abs(trade.pnl_pct):.2f} %)<br>"
-            f"{'marked at the end' if trade.open else 'exit by ' + reason}<br>{iso_time(trade.entry_ns)[:16]} → {iso_time(trade.exit_ns)[:16]}")
+    reason, sign = label(trade.reason).replace("_", " "), "−" if trade.pnl < 0 else "+"
+    return (f"<b>{label(trade.side)} #{trade.number}: {trade.outcome}</b><br>{sign}{abs(trade.pnl):,.2f} ({sign}{abs(trade.pnl_pct):.2f} %)<br>"
+            f"{'marked at the end' if trade.open else 'exit by ' + reason}<br>{moment(trade.entry_ns)} → {moment(trade.exit_ns)}")
 
 def _markers(name: str, points: list, symbol: str, colour: str, size: int = 7) -> dict:
     "Markers at (nanoseconds, price, label)."
@@ -186,9 +200,9 @@ def trades_figure(
 ):  # plotly Figure
     "Entries and exits on the closing price."
     close, trades = result.bars.close.to_numpy(), result.trades[-most:]
-    entries = {(t.entry_ns, t.entry_price, t.side): f"{escape(plain(t.side))} entry at {t.entry_price:,.6g}" for t in trades}
+    entries = {(t.entry_ns, t.entry_price, t.side): f"{label(t.side)} entry at {t.entry_price:,.6g}" for t in trades}
     traces = [_line(result.bars.index, close, "close", NEUTRAL, thin(close), hoverinfo="skip", line={"color": NEUTRAL, "width": 1.1})]
     traces += [_markers(name, [(*key[:2], label) for key, label in entries.items() if key[2] == side], symbol, ENTRY, 8) for name, side, symbol in SIDES]
     traces += [_markers(name, [(t.exit_ns, t.exit_price, _hover(t)) for t in trades if t.outcome == outcome], symbol, colour) for name, outcome, symbol, colour in KINDS]
     return _figure([t for t in traces if len(t["x"])], "Price", ",~g" if close.max() < 100_000 else "~s", hovermode="closest",
-                   showlegend=True, xaxis_range=_time_range([result]))
+                   showlegend=True, **_time_axis([result]))

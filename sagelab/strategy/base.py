@@ -121,8 +121,8 @@ class Market:
 
 # %% ../../nbs/30_strategy.base.ipynb #a965b0ce
 class StrategyConfig(BaseModel):
-    "Base of every strategy's parameters: frozen, typed, nothing unknown."
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    "Base of every strategy's parameters: frozen, typed, finite, nothing unknown."
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 @runtime_checkable
 class StrategyProtocol(Protocol):

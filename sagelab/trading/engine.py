@@ -60,6 +60,8 @@ class BacktestResult:
     def to_vectorbt(self):
         "The same fills as a vectorbt Portfolio, for interactive analysis and plotting; importing vectorbt takes seconds."
         import pandas as pd, vectorbt as vbt
+        times = [fill.time_ns for fill in self.fills]
+        if len(set(times)) != len(times): raise UsageError("Some bars have several fills, which a vectorbt Portfolio cannot hold.")
         size, price, fees = (pd.Series(0.0, self.bars.index), self.bars.close.copy(), pd.Series(0.0, self.bars.index))
         for fill in self.fills:
             moment = pd.Timestamp(fill.time_ns, tz="UTC")
@@ -90,11 +92,12 @@ def _alarm(moved, seconds: float, error: StrategyError):
         if now == last[0]: raise error
         last[0] = now
     before = os_signal.signal(os_signal.SIGALRM, look)
-    os_signal.setitimer(os_signal.ITIMER_REAL, seconds, seconds)
+    outer = os_signal.setitimer(os_signal.ITIMER_REAL, seconds, seconds)
     try: yield
     finally:
-        os_signal.setitimer(os_signal.ITIMER_REAL, 0)
         os_signal.signal(os_signal.SIGALRM, before)
+        # A backtest inside a strategy of another: the outer watchdog looks on.
+        os_signal.setitimer(os_signal.ITIMER_REAL, *outer)
 
 # %% ../../nbs/40_trading.engine.ipynb #b3a389a2
 class _Hung(BaseException):

@@ -86,6 +86,12 @@ def _mean(values: list[float]) -> float | None:
     return fsum(values) / len(values) if values else None
 
 # %% ../../nbs/38_trading.metrics.ipynb #1be54bed
+def _yearly(growth: float, years: float) -> float | None:
+    "Growth of a year; None where it is not defined or, over a short span, beyond all numbers."
+    if years <= 0 or growth <= 0: return None
+    try: return growth ** (1 / years) - 1
+    except OverflowError: return None
+
 def equity_metrics(
     equity,  # float64 array: worth at each close
     index,  # DatetimeIndex of the bars
@@ -102,8 +108,8 @@ def equity_metrics(
     """
     periods = periods or periods_per_year(index)
     returns, drawdown, times = bar_returns(equity, cash), drawdowns(equity, cash), index.as_unit("ns").asi8
-    final, years = float(equity[-1]), (times[-1] - times[0]) / 1e9 / SECONDS_A_YEAR
-    cagr = float((final / cash) ** (1 / years) - 1) if years > 0 and final > 0 else None
+    final, years = float(equity[-1]), float(times[-1] - times[0]) / 1e9 / SECONDS_A_YEAR
+    cagr = _yearly(final / cash, years)
     mean, deviation = _mean_and_deviation(returns)
     deepest = float(drawdown.min())
     return {"pnl": final - cash, "return": final / cash - 1, "cagr": cagr,

@@ -20,12 +20,13 @@ def parse_values(
     text: str,  # "5:55:1" or "5,10,20" or "close,next_open"
 ) -> list:  # int, float or str
     "Read the values of one grid axis; raises `GridError` for text that is neither a range nor a list."
-    from decimal import Decimal, InvalidOperation
+    from decimal import Decimal, DecimalException
     if ":" not in text: return [_value(part.strip()) for part in text.split(",") if part.strip()]
     try: parts = [Decimal(part) for part in text.split(":")]
-    except InvalidOperation: raise GridError(f"{text!r} is not a range. Try start:stop:step, e.g. 5:55:5.") from None
+    except DecimalException: raise GridError(f"{text!r} is not a range. Try start:stop:step, e.g. 5:55:5.") from None
     if len(parts) not in (2, 3) or (len(parts) == 3 and not parts[2]) or not all(part.is_finite() for part in parts):
         raise GridError(f"{text!r} is not a range. Try start:stop:step with a step that is not zero, e.g. 5:55:5.")
+    if any(part and not -12 <= part.adjusted() <= 15 for part in parts): raise GridError(f"{text!r} has numbers that are too large or too fine for a grid.")
     scale = Decimal(10) ** max(0, *(-part.as_tuple().exponent for part in parts))
     whole = range(*(int(part * scale) for part in parts))
     if len(whole) > 1_000_000: raise GridError(f"{text!r} has {len(whole):,} values; an axis has a million at most.")
