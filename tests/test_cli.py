@@ -89,7 +89,7 @@ WRONG = [
     (["backtest", "sma_cross", "--symbol", "SP50"], "Did you mean 'SP500'", 2),
     (["backtest", "sma_cross", "--symbol", "SP500", "-c", "fats=3"], "Did you mean 'fast'", 2),
     (["backtest", "sma_cross", "--symbol", "SP500", "-c", "fast=three"], "fast = 'three'", 2),
-    (["backtest", "sma_cross", "--symbol", "SP500", "-c", "fast"], "-c name=value", 2),
+    (["backtest", "sma_cross", "--symbol", "SP500", "-c", "fast"], "Try: name=value", 2),
     (["backtest", "sma_cross", "--symbol", "SP500", "--fee", "7"], "fee", 2),
     (["backtest", "sma_cross", "--symbol", "SP500", "--fill", "clos"], "next_open", 2),
     (["backtest", "sma_cross", "--symbol", "SP500", "--cash", "-5"], "cash", 2),
@@ -196,3 +196,31 @@ def test_secrets_do_not_reach_errors_logs_or_tracebacks(here):
     for words in (["backtest", "leak", "--symbol", "SP500"], ["--debug", "backtest", "leak", "--symbol", "SP500"]):
         answer = subprocess.run([sys.executable, "-m", "sagelab.cli.main", *words], cwd=here, capture_output=True, text=True)
         assert answer.returncode == 1 and "hunter2" not in answer.stdout + answer.stderr and "***TOKEN***" in answer.stderr
+
+
+def test_what_a_strategy_prints_is_not_the_answer(ask, here):
+    (here / "strategies" / "noisy.py").write_text(STRATEGY + "print('tick')\n")
+    assert ask("backtest", "noisy", "--symbol", "SP500")[1]["bars"] == 5031
+
+
+def test_an_import_does_not_stand_in_for_a_sample_unseen(fails, ask, here):
+    load_bars("SP500").iloc[:300].to_parquet(here / "short.parquet")
+    assert "bundled sample" in fails("data", "import", "short.parquet", "--symbol", "SP500", "--interval", "1d")[1]
+    assert ask("data", "import", "short.parquet", "--symbol", "SP500", "--interval", "1d", "--replace")[0] == 0
+    assert ask("data", "show", "SP500")[1]["bars"] == 300
+
+
+def test_ctrl_c_is_one_sentence_and_leaves_nothing(here):
+    import os, signal, time
+    import nbformat
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import time; open('started', 'w').close(); time.sleep(60)")],
+                                        metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}})
+    nbformat.write(notebook, here / "slow.ipynb")
+    process = subprocess.Popen([sys.executable, "-m", "sagelab.cli.main", "run", "slow.ipynb"], cwd=here, start_new_session=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 90
+    while not list((here / "reports").glob(".partial-*/started")): assert time.monotonic() < deadline; time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    told = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Stopped by Ctrl-C" in told[1] and "Traceback" not in told[0] + told[1]
+    assert not list((here / "reports").iterdir())

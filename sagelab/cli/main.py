@@ -50,7 +50,10 @@ def main(
     debug = "--debug" in words or bool(os.environ.get("SAGELAB_DEBUG"))
     if words and "--help" not in words: guard_logs()
     try: return build_app()(join_pairs([w for w in words if w != "--debug"]), prog_name="sagelab", standalone_mode=True) or 0
-    except SystemExit as stop: return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except SystemExit as stop:
+        # typer answers Ctrl-C by this code, without a word.
+        if stop.code == 130: return report_error(KeyboardInterrupt(), "--json" in words)
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException as error:
         return report_error(error, "--json" in words, with_traceback=debug)
 

@@ -51,13 +51,13 @@ def _strategies(settings: Settings) -> str:
     from sagelab.strategy.registry import Registry
     good, broken = Registry(settings).load_all()
     if broken: raise StrategyError("; ".join(broken.values()))
-    return f"{len(good)} load: {', '.join(good)}"
+    return f"{len(good)} can be loaded: {', '.join(good)}"
 
 def _ledger(settings: Settings) -> str:
     from sagelab.core.errors import LedgerError
     found = open_ledger(settings.root).verify()
     if not found.ok: raise LedgerError(found.problem if found.line is None else f"line {found.line}: {found.problem}")
-    return f"{found.entries} entries, the chain holds"
+    return f"entries: {found.entries}, the chain holds"
 
 def _runs(settings: Settings) -> str:
     from sagelab.core.errors import RunError
@@ -65,7 +65,7 @@ def _runs(settings: Settings) -> str:
     runs = list_runs(settings)
     for run in runs:
         if found := altered_artifact(run): raise RunError(found)
-    return f"{len(runs)} runs, every artifact as it was written"
+    return f"runs: {len(runs)}, every artifact as it was written"
 
 # %% ../../nbs/82_lab.check.ipynb #cfdbf5d5
 ITEMS: dict[str, Callable[[Settings], str]] = {"settings": _settings, "disk": _disk, "secrets": _secrets, "data": _data, "strategies": _strategies,

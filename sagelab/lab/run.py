@@ -213,18 +213,29 @@ def _execute(
 ) -> None:
     "Execute a notebook in a fresh kernel; raises `RunError` with cell and cause."
     import papermill
-    from traitlets.config import Config
-    # Private sockets in the user's own runtime folder: no port that another user of the machine could reach.
-    private = Config({"KernelManager": {"transport": "ipc"}, "AsyncKernelManager": {"transport": "ipc"}})
     # Strings hash alike in every run, so that the order of a set cannot change a number.
-    with _environment(PYTHONHASHSEED="0", SAGELAB_LAB=str(settings.root)):
+    with _environment(PYTHONHASHSEED="0", SAGELAB_LAB=str(settings.root)), _private_kernels() as private:
         try:
             papermill.execute_notebook(str(notebook), str(folder/"notebook.ipynb"), parameters=parameters, cwd=str(folder), kernel_name="python3",
-                                       progress_bar=progress_bar, execution_timeout=settings.lab.kernel_timeout_seconds, log_output=False, config=private)
+                                       progress_bar=progress_bar, execution_timeout=settings.lab.kernel_timeout_seconds, log_output=False, **private)
         except papermill.PapermillExecutionError as error:
             raise RunError(f"{notebook.name} failed in cell {error.cell_index}: {error.ename}: {error.evalue}") from error
         except OSError as error: raise RunError(f"{notebook.name} could not be executed: {error}") from error
         except Exception as error: raise RunError(f"{notebook.name} failed: {type(error).__name__}: {error}") from error
+
+@contextmanager
+def _private_kernels():
+    "Options for a kernel on sockets in a folder of its own, not on ports, whose own log goes there too and not over the terminal."
+    import tempfile
+    from jupyter_client import AsyncKernelManager
+    from traitlets.config import Config
+    with tempfile.TemporaryDirectory(prefix="sagelab-", ignore_cleanup_errors=True) as folder, open(Path(folder)/"log", "wb") as log:
+        class PrivateKernelManager(AsyncKernelManager):
+            async def _async_pre_start_kernel(self, **options):
+                command, options = await super()._async_pre_start_kernel(**options)
+                return command, options | {"stderr": log}
+        yield {"kernel_manager_class": PrivateKernelManager,
+               "config": Config({"PrivateKernelManager": {"transport": "ipc", "ip": str(Path(folder)/"kernel")}})}
 
 # %% ../../nbs/81_lab.run.ipynb #4f510e9d
 def _tidy(path: Path, root: Path):

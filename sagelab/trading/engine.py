@@ -198,11 +198,16 @@ def _blame(
     try: yield
     except (Exception, SystemExit) as error:
         if isinstance(error, StrategyError) and repr(name) in str(error): raise
-        trace = error.__traceback__
-        while trace.tb_next: trace = trace.tb_next
-        where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
         when = f" at {market.time}" if market.bar_number >= 0 else ""
-        raise StrategyError(f"Strategy {name!r} raised {type(error).__name__}: {error}{when} ({where}).") from error
+        raise StrategyError(f"Strategy {name!r} raised {type(error).__name__}{when} ({_place(error)}): {error}") from error
+
+def _place(error: BaseException) -> str:
+    "The last line outside of sagelab that an error passed through: that is where its author can mend it."
+    from traceback import extract_tb
+    import sagelab
+    frames, package = extract_tb(error.__traceback__), sagelab.__file__.removesuffix("__init__.py")
+    own = [frame for frame in frames if not frame.filename.startswith(package)] or frames
+    return f"{own[-1].filename}:{own[-1].lineno}"
 
 # %% ../../nbs/40_trading.engine.ipynb #dcd9da70
 def _forward_filled(
