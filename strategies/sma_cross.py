@@ -38,7 +38,7 @@ class SmaCross(Strategy):
     def compiled(bars, grid):
         "The same rule for `sweep`: every SMA once, then one fused pass for each cell."
         from sagelab.trading.kernels import Cross
-        windows = sorted({*grid["fast"], *grid["slow"]})
+        close, windows = bars.close.to_numpy(), sorted({*grid["fast"], *grid["slow"]})
         place = {window: row for row, window in enumerate(windows)}
-        return Cross(lines=[sma(bars.close, window) for window in windows],
+        return Cross(lines=[sma(close, window) for window in windows],
                      fast=[place[window] for window in grid["fast"]], slow=[place[window] for window in grid["slow"]])

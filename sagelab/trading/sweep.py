@@ -148,6 +148,6 @@ def sweep(
         cells = [dict(zip(columns, values)) for values in zip(*columns.values())]
         figures = np.array([*_by_engine(strategy, bars, cells, costs, cash, fill, periods, progress or (lambda done, total: None))])
     seconds = time.perf_counter() - begun
-    table = pd.DataFrame(columns | dict(zip(FIGURES, figures.T))).astype({"trades": "int64"})
+    table = pd.DataFrame({name: np.array(values) for name, values in columns.items()} | dict(zip(FIGURES, figures.T))).astype({"trades": "int64"})
     return SweepResult(strategy.name or strategy.__name__, bars.attrs.get("symbol", ""), table, len(table), seconds, by_kernel, bars_sha256(bars),
                        {"cash": cash, "fill": fill, **costs.model_dump(), "periods_per_year": periods})
