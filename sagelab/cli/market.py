@@ -198,6 +198,7 @@ def data_import(
     bars, notes = read_bars_file(file, tz=tz, interval=interval, date_format=date_format, label=label)
     interval = interval or infer_interval(bars)
     _check_not_a_sample(symbol, interval, replace)
+    if len(bars) > 4 and (spaced := infer_interval(bars)) != interval: notes = [*notes, f"the bars are mostly {spaced} apart and are stored as {interval}"]
     report = _store().write(symbol, interval, bars, source=file.name, replace=replace)
     facts = {"symbol": symbol, "interval": interval, "bars": len(bars), "from": str(bars.index[0]), "to": str(bars.index[-1]),
              "sha256": bars_sha256(bars), "notes": notes}

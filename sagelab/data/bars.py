@@ -129,8 +129,6 @@ def check_interval(
     if is_intraday(interval):
         if len(step) >= 4 and step.min() >= 20 * 3_600_000_000_000:
             raise DataError(f"{source}: the bars are a day or more apart, so they are not {interval} bars. Try: --interval 1d")
-        if len(step) >= 4 and step.min() >= 2 * length.value:
-            raise DataError(f"{source}: the bars are never closer than {pd.Timedelta(step.min())}, so they are not {interval} bars. Try: a longer --interval")
     else: _refuse(bars, bars.index.asi8 % 86_400_000_000_000 != 0, source, lambda row: f"a {interval} bar is labelled by its date, at 00:00 UTC")
 
 # %% ../../nbs/10_data.bars.ipynb #af8fe847
