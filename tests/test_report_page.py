@@ -30,7 +30,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def opened(browser, file: Path, width: int = 1400, scheme: str = "light", **context) -> Iterator["playwright.sync_api.Page"]:
+def opened(browser, file: Path, width: int = 1400, scheme: str = "light", **context) -> Iterator:
     "A page whose plots are drawn; at its end nothing was complained about, nothing was fetched and no script was smuggled in."
     told, fetched = [], []
     session = browser.new_context(viewport={"width": width, "height": SIZES.get(width, 800)}, color_scheme=scheme, **context)

@@ -60,7 +60,7 @@ def record(
     metrics: dict | None = None,  # further figures for the manifest
     notes: list[str] | None = None,  # what a reader should know, for the report
     folder=None,  # default: the working folder
-) -> Path | None:  # the run's folder; None outside of a run
+) -> str | None:  # the run's id; None outside of a run
     "Hand results to the run that executes this notebook; outside of a run nothing is written."
     run = current_run(folder)
     if run is None: return None
@@ -69,7 +69,7 @@ def record(
     if len(set(names)) != len(names): raise UsageError(f"Results of one run have one name each; came {names}.")
     atomic_write(folder/OUTPUT, canonical_json({"results": [result_record(r) for r in results], "metrics": metrics or {}, "notes": notes or []}))
     if results: _write_artifacts(folder, run, results, notes or [])
-    return folder
+    return run["run_id"]
 
 def _write_artifacts(folder: Path, run: dict, results: list, notes: list[str]):
     "Write trade log, equity and report page of a run."
