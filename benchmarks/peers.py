@@ -10,7 +10,7 @@ def vectorbt_sma(close: pd.Series, pairs, fee: float = 0.001, engine: str | None
     return vbt.Portfolio.from_signals(close, fast.ma_crossed_above(slow), fast.ma_crossed_below(slow), fees=fee, init_cash=cash, freq="1D", **options)
 
 
-def backtesting_sma(bars: pd.DataFrame, fast: int, slow: int, fee: float = 0.001, cash: float = 1e9):
+def backtesting_sma(bars: pd.DataFrame, fast: int, slow: int, fee: float = 0.001, cash: float = 1e14):
     "The same with backtesting.py: its statistics. Much cash, because it buys whole units only."
     import warnings
     from backtesting import Backtest, Strategy

@@ -133,3 +133,11 @@ def test_secrets_do_not_reach_a_run(lab, settings):
     assert "hunter2" not in str(caught.value)
     kept = [p for p in (lab / ".sagelab").rglob("*") if p.is_file() and b"hunter2" in p.read_bytes()]
     assert kept == []
+
+
+def test_replay_of_a_notebook_that_records_nothing_compares_what_it_said(lab, settings):
+    run_notebook(notebook(lab / "steady.ipynb", "print(a)", "a + 1", parameters="a = 1"), {"a": 2}, settings=settings)
+    assert replay("last", settings=settings).identical
+    run_notebook(notebook(lab / "moody.ipynb", "import time; print(time.time_ns())"), settings=settings)
+    found = replay("last", settings=settings)
+    assert not found.identical and found.difference.startswith("outputs.")

@@ -135,9 +135,9 @@ def sweep(
     import numpy as np, pandas as pd
     from sagelab.data.bars import bars_sha256
     from sagelab.strategy.registry import get_strategy
-    from sagelab.trading.engine import _bars
+    from sagelab.trading.engine import checked_bars
     if fill not in ("next_open", "close"): raise UsageError(f"fill = {fill!r}; it is next_open or close.")
-    bars, costs = _bars(bars, lab), costs or Costs()
+    bars, costs = checked_bars(bars, lab), costs or Costs()
     strategy = get_strategy(strategy, lab) if isinstance(strategy, str) else strategy
     columns, periods = _columns(check_grid(strategy, grid, len(bars), max_memory_mb)), periods or periods_per_year(bars.index)
     begun, by_kernel = time.perf_counter(), compiled and strategy.compiled is not None and not costs.funding
