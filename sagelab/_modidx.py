@@ -2,9 +2,10 @@
 
 d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_url': '', 'lib_path': 'sagelab'},
   'syms': { 'sagelab.cli.console': { 'sagelab.cli.console._plain': ('cli.console.html#_plain', 'sagelab/cli/console.py'),
-                                     'sagelab.cli.console._redacted': ('cli.console.html#_redacted', 'sagelab/cli/console.py'),
+                                     'sagelab.cli.console._secrets': ('cli.console.html#_secrets', 'sagelab/cli/console.py'),
                                      'sagelab.cli.console.answer_only': ('cli.console.html#answer_only', 'sagelab/cli/console.py'),
                                      'sagelab.cli.console.explain': ('cli.console.html#explain', 'sagelab/cli/console.py'),
+                                     'sagelab.cli.console.figure_name': ('cli.console.html#figure_name', 'sagelab/cli/console.py'),
                                      'sagelab.cli.console.guard_logs': ('cli.console.html#guard_logs', 'sagelab/cli/console.py'),
                                      'sagelab.cli.console.note': ('cli.console.html#note', 'sagelab/cli/console.py'),
                                      'sagelab.cli.console.print_json': ('cli.console.html#print_json', 'sagelab/cli/console.py'),

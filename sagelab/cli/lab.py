@@ -154,6 +154,7 @@ def check_verb(as_json: Json = False):
 def lab_verb(
     port: Annotated[Optional[int], typer.Option("--port", min=1, max=65535, help="Port on loopback.  [default: the next free one from 8888]")] = None,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address and open nothing.")] = False,
+    as_json: Json = False,
 ):
     "Open JupyterLab on this lab, on loopback and with a token."
     import os, sys
@@ -165,5 +166,7 @@ def lab_verb(
     words += ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     # In a container everything runs as root; loopback and the token are the guard there too.
     words += ["--allow-root"] if os.geteuid() == 0 else []
+    if as_json: print_json({"lab": str(root), "pid": os.getpid(), "list": f"{sys.executable} -m jupyter server list --json"})
+    sys.stdout.flush()
     os.chdir(root)
     os.execv(sys.executable, words + (["--no-browser"] if no_browser else []))

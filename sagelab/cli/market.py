@@ -12,7 +12,7 @@ __all__ = ['Json', 'Symbol', 'DataFile', 'Interval', 'Start', 'End', 'Zone', 'Da
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
-from .console import answer_only, note, print_json, print_table, progress_bar, show_figure
+from .console import answer_only, figure_name, note, print_json, print_table, progress_bar, show_figure
 
 # %% ../../nbs/96_cli.market.ipynb #37fadfdf
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
@@ -89,7 +89,7 @@ def backtest_verb(
     if as_json: return print_json(result.to_dict())
     days = f"{bars.index[0]:%Y-%m-%d} .. {bars.index[-1]:%Y-%m-%d}"
     assumed = ", ".join(f"{k} {v}" for k, v in result.assumptions.items())
-    print_table(["figure", ">value"], [[n.removesuffix("_seconds").removesuffix("_pct").replace("_", " ") + (" length" if n == "max_drawdown_seconds" else " duration" if n == "average_trade_seconds" else ""), show_figure(n, result.metrics[n])] for n in SHOWN],
+    print_table(["figure", ">value"], [[figure_name(n), show_figure(n, result.metrics[n])] for n in SHOWN],
                 f"{result.strategy} on {result.symbol or data.name}, {len(bars):,} bars, {days}")
     note(f"parameters: {result.parameters or 'none'}\nassumed: {assumed}\ndata {result.data_sha256[:12]}  trades {result.trades_sha256[:12]}")
     if result.ruined: note("The account was ruined: a short position lost everything, and the session was stopped there.")
@@ -199,7 +199,8 @@ def data_import(
     interval = interval or infer_interval(bars)
     _check_not_a_sample(symbol, interval, replace)
     if len(bars) > 4 and (spaced := infer_interval(bars)) != interval: notes = [*notes, f"the bars are mostly {spaced} apart and are stored as {interval}"]
-    report = _store().write(symbol, interval, bars, source=file.name, replace=replace)
+    with progress_bar("files", as_json) as progress:
+        report = _store().write(symbol, interval, bars, source=file.name, replace=replace, progress=progress)
     facts = {"symbol": symbol, "interval": interval, "bars": len(bars), "from": str(bars.index[0]), "to": str(bars.index[-1]),
              "sha256": bars_sha256(bars), "notes": notes}
     open_ledger(load_settings().root).append("data.imported", facts)

@@ -7,7 +7,6 @@ __all__ = ['load_strategy_file', 'Plugin', 'Registry', 'get_strategy']
 
 # %% ../../nbs/31_strategy.registry.ipynb #9edc45e2
 import importlib.util, sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path

@@ -12,7 +12,7 @@ import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
-from ..core.errors import DataError, StrategyError, UsageError
+from ..core.errors import StrategyError, UsageError
 from ..core.files import sha256
 from ..signals.base import Signal
 from ..strategy.base import COLUMNS, Decision, Market, Strategy, build_config
