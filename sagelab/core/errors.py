@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SageLabError', 'UsageError', 'SettingsError', 'GridError', 'Finding', 'DataError', 'SourceError', 'LedgerError',
-           'StrategyError', 'RunError', 'nearest', 'UnknownName', 'MissingExtra']
+           'StrategyError', 'RunError', 'Stopped', 'PolicyError', 'OrderError', 'BrokerError', 'BrokerUnreachable',
+           'ExperimentError', 'nearest', 'UnknownName', 'MissingExtra']
 
 # %% ../../nbs/00_core.errors.ipynb #57a9f9bb
 from difflib import get_close_matches
@@ -27,7 +28,13 @@ class SageLabError(Exception):
             │   └── SourceError   a source that could not deliver
             ├── LedgerError       the ledger was altered or cannot be written
             ├── StrategyError     a plug-in that broke, answered nonsense or never stopped
-            └── RunError          a notebook run that failed, or a replay that differs
+            ├── RunError          a notebook run that failed, or a replay that differs
+            ├── Stopped           the stop latch is set, and only a person lifts it
+            ├── PolicyError       a role, a gate or a limit says no
+            ├── OrderError        an order that makes no sense, or that the risk limits refuse
+            ├── BrokerError       a broker that refused or contradicted itself
+            │   └── BrokerUnreachable   it did not answer: nobody knows whether it heard
+            └── ExperimentError   an experiment that cannot be made, run or decided on
     """
     exit_code = 1
 
@@ -44,6 +51,12 @@ class SourceError(DataError): "A source that could not deliver."
 class LedgerError(Finding): "The ledger was altered or cannot be written."
 class StrategyError(Finding): "A strategy that broke, answered nonsense or never stopped."
 class RunError(Finding): "A notebook run that failed, or a replay that differs."
+class Stopped(Finding): "The stop latch is set, and only a person lifts it."
+class PolicyError(Finding): "A role, a gate or a limit says no."
+class OrderError(Finding): "An order that makes no sense, or that the risk limits refuse."
+class BrokerError(Finding): "A broker that refused or contradicted itself."
+class BrokerUnreachable(BrokerError): "A broker that did not answer: nobody knows whether it heard."
+class ExperimentError(Finding): "An experiment that cannot be made, run or decided on."
 
 # %% ../../nbs/00_core.errors.ipynb #504a1c7a
 def nearest(

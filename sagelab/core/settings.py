@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['RESERVED_ENVIRONMENT', 'Section', 'LabSettings', 'DataSettings', 'TradingSettings', 'StrategySettings',
-           'SweepSettings', 'Settings', 'sections', 'find_lab', 'load_settings']
+           'SweepSettings', 'PolicySettings', 'RiskSettings', 'PaperSettings', 'LiveSettings', 'ExperimentSettings',
+           'PromotionSettings', 'Settings', 'sections', 'find_lab', 'load_settings']
 
 # %% ../../nbs/02_core.settings.ipynb #b16e8aa6
 import configparser, os
@@ -56,6 +57,55 @@ class SweepSettings(Section):
     max_memory_mb: int = Field(2000, ge=1)
 
 # %% ../../nbs/02_core.settings.ipynb #7032fbbc
+class PolicySettings(Section):
+    "[policy]: who may do what; see sagelab.core.policy."
+    owners: tuple[str, ...] = ()
+    editors: tuple[str, ...] = ()
+    viewers: tuple[str, ...] = ()
+    approvers: int = Field(1, ge=1, le=10)
+
+class RiskSettings(Section):
+    "[risk]: what a session may put at risk; see sagelab.trading.risk."
+    paper: Literal["watch", "enforce", "off"] = "watch"
+    max_open_trades: int = Field(10, ge=1)
+    max_exposure: float = Field(1.0, gt=0, le=10)
+    max_intraday_loss: float = Field(0.02, gt=0, le=1)
+    max_daily_loss: float = Field(0.03, gt=0, le=1)
+    max_trade_risk_pct: float = Field(1.0, gt=0, le=100)
+    symbol_exposure: tuple[str, ...] = ()
+    max_slippage: float = Field(0.01, gt=0, le=1)
+    max_order_seconds: float = Field(0.0, ge=0)
+    auto_close_seconds: float = Field(0.0, ge=0)
+
+class PaperSettings(Section):
+    "[paper]: what the paper broker does to orders; see sagelab.trading.paper."
+    latency_ms: str = "0:0"
+    partial_fill: float = Field(0.0, ge=0, lt=1)
+    slippage: float = Field(0.0, ge=0, lt=1)
+    reject: float = Field(0.0, ge=0, lt=1)
+    disconnect: float = Field(0.0, ge=0, lt=1)
+
+class LiveSettings(Section):
+    "[live]: whether a real broker may be connected, and which; see sagelab.trading.connectors."
+    enabled: bool = False
+    broker: str = ""
+    max_capital_pct: float = Field(1.0, gt=0, le=100)
+
+# %% ../../nbs/02_core.settings.ipynb #f4785c36
+class ExperimentSettings(Section):
+    "[experiment]: how a candidate is tried out; see sagelab.lab.experiment."
+    canary_capital_pct: float = Field(1.0, gt=0, le=100)
+    canary_hours: float = Field(72.0, gt=0)
+
+class PromotionSettings(Section):
+    "[promotion]: what a candidate must show before it is recommended; see sagelab.lab.promote."
+    min_sharpe_gain: float = 0.2
+    min_return_gain: float = 0.05
+    drawdown_tolerance: float = Field(0.0, ge=0, le=1)
+    min_deflated_sharpe: float = Field(0.95, ge=0, le=1)
+    max_pbo: float = Field(0.2, ge=0, le=1)
+
+# %% ../../nbs/02_core.settings.ipynb #eb72bc08
 class Settings(BaseModel):
     "All settings of a lab, typed and frozen, with the lab's root."
     model_config = ConfigDict(frozen=True)
@@ -65,6 +115,12 @@ class Settings(BaseModel):
     trading: TradingSettings = TradingSettings()
     strategies: StrategySettings = StrategySettings()
     sweep: SweepSettings = SweepSettings()
+    policy: PolicySettings = PolicySettings()
+    risk: RiskSettings = RiskSettings()
+    paper: PaperSettings = PaperSettings()
+    live: LiveSettings = LiveSettings()
+    experiment: ExperimentSettings = ExperimentSettings()
+    promotion: PromotionSettings = PromotionSettings()
 
     @property
     def state(self) -> Path:
