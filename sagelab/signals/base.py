@@ -20,8 +20,15 @@ class Signal:
     score: float  # -1 (strongly down) .. 1 (strongly up)
     confidence: float = 1.0  # 0 (a guess) .. 1 (sure)
     source: str = ""  # who says so, with the version that matters
+    cutoff: datetime | None = None  # tz-aware moment up to which a model behind it may have learnt; None: nothing was learnt
 
     def __post_init__(self):
         if self.time.tzinfo is None: raise UsageError(f"Signal {self.name!r}: time {self.time} has no zone. Try: UTC.")
         if not -1 <= self.score <= 1: raise UsageError(f"Signal {self.name!r}: score {self.score} is not in [-1, 1].")
         if not 0 <= self.confidence <= 1: raise UsageError(f"Signal {self.name!r}: confidence {self.confidence} is not in [0, 1].")
+        if self.cutoff is not None and self.cutoff.tzinfo is None: raise UsageError(f"Signal {self.name!r}: cutoff {self.cutoff} has no zone. Try: UTC.")
+
+    @property
+    def remembered(self) -> bool:
+        "May the model behind it have read about what came after?"
+        return self.cutoff is not None and self.time <= self.cutoff

@@ -137,6 +137,7 @@ class Strategy:
     name: ClassVar[str] = ""  # as on the command line; default: the file's name
     Config: ClassVar[type[StrategyConfig]] = StrategyConfig
     compiled: ClassVar = None  # optional: (bars, grid) -> a rule of sagelab.trading.kernels, for sweeps
+    knowledge_cutoff: ClassVar[str | None] = None  # of a model that it asks: the last day that it may have read about, e.g. "2024-06-30"
 
     def initialize(self, config) -> None:
         "Start afresh with these parameters; called once before the first bar."

@@ -34,6 +34,8 @@ def order_fill_price(
     return price if order.kind == "limit" else costs.fill_price(price, order.direction)
 
 # %% ../../nbs/41_trading.broker.ipynb #e3972cf9
+_PLAIN = Decision("long")  # has no exits of its own
+
 class SimulatedBroker:
     "Keeps the working orders of one symbol and fills them from bars."
     def __init__(self,
@@ -41,7 +43,7 @@ class SimulatedBroker:
         costs: Costs,
         fill: Literal["next_open", "close"] = "next_open",  # when a market order fills
     ):
-        self.account, self.costs, self.at_close = account, costs, fill == "close"
+        self.books, self.costs, self.at_close = account, costs, fill == "close"
         self.orders: list[Order] = []
         self.fills: list[Fill] = []
         self.working: list[Order] = []
@@ -54,7 +56,7 @@ class SimulatedBroker:
 
     def _refresh(self):
         "Does the next bar concern us?"
-        held = self.account.position
+        held = self.books.position
         watched = self._take_profit or self._stop_loss or self._exit_ns or self.costs.funding or held < 0
         self.active = bool(self.working or (held and watched))
 
@@ -67,7 +69,7 @@ class SimulatedBroker:
     ) -> Order | None:  # None where there is nothing to do
         "Turn a decision into an order; it replaces the decision's order that still waits."
         self._cancel(order for order in self.working if order.decision)
-        held = self.account.position
+        held = self.books.position
         if decision.side == "flat" and not held: return self._refresh()
         exits = decision.side == "flat"
         direction = (-1 if held > 0 else 1) if exits else (1 if decision.side == "long" else -1)
@@ -81,23 +83,28 @@ class SimulatedBroker:
         self.active = True
         return order
 
-    def _cancel(self, orders):
+    def _cancel(self, orders, reason: str = "replaced"):
         "Cancel some of the working orders."
         for order in [*orders]:
             order.status = "cancelled"
             self.working.remove(order)
+            self._ended(order, reason)
 
-    def cancel_all(self) -> None:
+    def _ended(self, order: Order, reason: str):
+        "An order came to its end without a fill: nothing to do here, a session writes it down."
+
+    def cancel_all(self, reason: str = "cancelled") -> None:
         "Cancel every working order."
-        self._cancel(self.working)
+        self._cancel(self.working, reason)
+        self._refresh()
 
     # ---- bars
 
     def match(self, row: tuple) -> None:
         "Let a bar fill what it reaches: first at its open, then on its way against the position, then in its favour."
         time_ns, open_price, high, low, close, _ = row
-        if self.account.position and self.costs.funding: self._fund(time_ns, open_price)
-        self._cancel(order for order in self.working if time_ns > order.expires_ns)
+        if self.books.position and self.costs.funding: self._fund(time_ns, open_price)
+        self._cancel((order for order in self.working if time_ns > order.expires_ns), "expired")
         self._match_open(time_ns, open_price)
         market_price = open_price
         for order in [o for o in self.working if o.kind != "market" and reached(o, high, low)]:
@@ -107,14 +114,19 @@ class SimulatedBroker:
             if order.purpose == "entry" and order.status == "filled": market_price = order.price
         self._match_exits(row, market_price)
         if self._exit_ns is not None and time_ns >= self._exit_ns: self._time_out(time_ns, close)
-        if self.account.position < 0 and self.account.equity(close) <= 0: self._ruin(time_ns, close)
+        if self.books.position < 0 and self.books.equity(close) <= 0: self._ruin(time_ns, close)
         self._refresh()
 
     def _match_open(self, time_ns: int, price: float):
         "What the open fills: exits that it is beyond, market orders, and orders that it is beyond."
         self._match_exits((time_ns, price, price, price, price, 0.0), price)
         for order in sorted(self.working, key=lambda o: o.kind != "market"):
-            if order.kind == "market" or reached(order, price, price): self._fill(order, order_fill_price(order, price, self.costs), time_ns)
+            met = self._price_met(order, price)
+            if order.kind == "market" or reached(order, met, met): self._fill(order, order_fill_price(order, met, self.costs), time_ns)
+
+    def _price_met(self, order: Order, price: float) -> float:
+        "What an order finds at the open: here the open itself."
+        return price
 
     def settle(self, row: tuple) -> None:
         "Fill market orders at the close, where that was asked for."
@@ -127,14 +139,14 @@ class SimulatedBroker:
     def _fund(self, time_ns: int, price: float):
         "Charge holding costs since the last bar."
         held_ns = time_ns - self._funded_ns
-        self.account.charge_funding(funding_cost(self.costs, abs(self.account.position) * price, held_ns))
+        self.books.charge_funding(funding_cost(self.costs, abs(self.books.position) * price, held_ns))
         self._funded_ns = time_ns
 
     def _match_exits(self, row: tuple, market_price: float, before: Order | None = None):
         "Close the position at its stop-loss or, if not that, its take-profit, where the bar comes there (before it comes to an order)."
-        if not self.account.position: return
+        if not self.books.position: return
         time_ns, open_price, high, low = row[:4]
-        direction = 1 if self.account.position > 0 else -1
+        direction = 1 if self.books.position > 0 else -1
         worst, best = (low, high) if direction > 0 else (high, low)
         stop, target = self._stop_loss, self._take_profit
         against = before is not None and waits_below(before) == (direction > 0)
@@ -148,12 +160,12 @@ class SimulatedBroker:
 
     def _time_out(self, time_ns: int, close: float):
         "Ask for the close of a position that was held long enough."
-        if not self.account.position or any(order.decision is None for order in self.working): return
-        self._place(Order(len(self.orders) + 1, time_ns, -1 if self.account.position > 0 else 1, "market", "exit", 100.0, None, close, None, "duration"))
+        if not self.books.position or any(order.purpose == "exit" and order.decision is None for order in self.working): return
+        self._place(Order(len(self.orders) + 1, time_ns, -1 if self.books.position > 0 else 1, "market", "exit", 100.0, None, close, None, "duration"))
 
     def _ruin(self, time_ns: int, close: float):
         "The account is worth nothing: buy back what was sold short and stop."
-        self.cancel_all()
+        self.cancel_all("ruin")
         self._exit(self.costs.fill_price(close, 1), close, time_ns, "ruin")
         self.ruined = True
 
@@ -164,45 +176,57 @@ class SimulatedBroker:
         if order not in self.working: return
         self.working.remove(order)
         if order.purpose == "exit": return self._fill_exit(order, price, time_ns)
-        if self.account.position * order.direction < 0: self._exit(price, order.expected_price, time_ns, "reverse", order.order_id)
-        quantity = self._entry_quantity(order, price)
-        order.status = "filled" if quantity > 0 else "rejected"
-        if quantity <= 0: return
-        signals = order.decision.signals if order.decision else ()
-        self._book(order.order_id, time_ns, order.direction, quantity, price, order.expected_price, order.kind, order.size_pct, signals)
+        if self.books.position * order.direction < 0: self._exit(price, order.expected_price, time_ns, "reverse", order.order_id)
+        wanted = self._entry_quantity(order, price)
+        quantity = self._taken(order, wanted)
+        order.status = "rejected" if quantity <= 0 else "filled" if quantity == wanted else "partial"
+        if quantity <= 0: return self._ended(order, "no buying power is left")
+        size = order.size_pct if quantity == order.quantity else order.size_pct * quantity / order.quantity
+        self._book(order.order_id, time_ns, order.direction, quantity, price, order.expected_price, order.kind, size, order.decision.signals if order.decision else ())
         self._set_exits(order, time_ns)
+
+    def _taken(self, order: Order, wanted: float) -> float:
+        "How many of the wanted units the market takes now: here all of them."
+        if order.quantity is None: order.quantity = wanted
+        return wanted
 
     def _entry_quantity(self, order: Order, price: float) -> float:
         "Units that the size asks for, as far as buying power goes; dust is nothing."
-        equity = self.account.equity(price)
+        equity = self.books.equity(price)
         asked = equity if order.size_pct == 100 else equity * order.size_pct / 100
-        budget = min(asked, self.account.buying_power(price, order.direction))
+        budget = min(asked, self.books.buying_power(price, order.direction))
         return budget / (price * (1 + self.costs.fee)) if budget > 1e-9 * equity else 0.0
 
     def _fill_exit(self, order: Order, price: float, time_ns: int):
         "Take the asked share off the position, if there still is the position that it was meant for."
-        held = abs(self.account.position)
-        order.status = "filled" if self.account.position * order.direction < 0 else "cancelled"
-        if order.status == "cancelled": return
-        quantity = held if order.size_pct == 100 else held * order.size_pct / 100
+        if self.books.position * order.direction >= 0:
+            order.status = "cancelled"
+            return self._ended(order, "the position is gone")
+        wanted = self._exit_quantity(order, abs(self.books.position))
+        quantity = self._taken(order, wanted)
+        order.status = "filled" if quantity == wanted else "partial"
         reason = "duration" if order.decision is None else order.kind
         self._book(order.order_id, time_ns, order.direction, quantity, price, order.expected_price, reason)
 
+    def _exit_quantity(self, order: Order, held: float) -> float:
+        "Units that an exit takes off."
+        return held if order.size_pct == 100 else held * order.size_pct / 100
+
     def _exit(self, price: float, expected: float, time_ns: int, reason: str, order_id: int = 0):
         "Close the whole position."
-        direction = -1 if self.account.position > 0 else 1
-        self._book(order_id, time_ns, direction, abs(self.account.position), price, expected, reason)
+        direction = -1 if self.books.position > 0 else 1
+        self._book(order_id, time_ns, direction, abs(self.books.position), price, expected, reason)
 
     def _book(self, order_id, time_ns, direction, quantity, price, expected, reason, size_pct=0.0, signals=()):
         "Make a fill and book it."
         fill = Fill(order_id, time_ns, direction, quantity, price, expected, quantity * price * self.costs.fee, reason)
         self.fills.append(fill)
-        self.account.apply(fill, size_pct, signals)
-        if not self.account.position: self._forget_exits()
+        self.books.apply(fill, size_pct, signals)
+        if not self.books.position: self._forget_exits()
 
     def _set_exits(self, order: Order, time_ns: int):
         "Where the position that was just entered ends."
-        decision, entry, direction = order.decision, self.account.entry_price, order.direction
+        decision, entry, direction = order.decision or _PLAIN, self.books.entry_price, order.direction
         self._take_profit = entry * (1 + direction * decision.tp) if decision.tp else None
         self._stop_loss = entry * (1 - direction * decision.sl) if decision.sl else None
         self._exit_ns = time_ns + int(decision.target_duration * 1e9) if decision.target_duration else None

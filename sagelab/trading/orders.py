@@ -21,13 +21,17 @@ class Order:
     created_ns: int  # UTC nanoseconds of the decision's bar
     direction: int  # 1 buys, -1 sells
     kind: Literal["market", "limit", "stop"]
-    purpose: Literal["entry", "exit"]
+    purpose: Literal["entry", "exit", "net"]  # net: buys or sells units, whatever is held
     size_pct: float  # of equity for an entry, of the position for an exit
     price: float | None  # limit or stop price
     expected_price: float  # what the trader reckoned with: the close of the decision, or the order's own price
     decision: Decision | None  # where it came from
     reason: str = ""  # in plain words
     status: Status = "created"
+    quantity: float | None = None  # units asked for, once that is known
+    filled: float = 0.0  # units so far
+    client_order_id: str = ""  # what a session calls it; empty in a backtest
+    arrival_ns: int = 0  # UTC nanoseconds at which it reaches the market; a session's latency makes it later than created
 
     @property
     def expires_ns(self) -> float:
