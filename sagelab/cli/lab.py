@@ -43,14 +43,16 @@ def _print_figures(run):
     results = run.manifest["results"]
     if not results: return
     first = results[0]
-    print_table(["strategy", *(f">{f.replace('_', ' ')}" for f in FIGURES)],
-                [[r["strategy"], *(show_figure(f, r["metrics"][f]) for f in FIGURES)] for r in results],
+    from sagelab.lab.guards import verdict_words
+    verdicts = run.manifest.get("verdicts", {})
+    print_table(["strategy", *(f">{f.replace('_', ' ')}" for f in FIGURES), "future · memory · luck · robust"],
+                [[r["strategy"], *(show_figure(f, r["metrics"][f]) for f in FIGURES), verdict_words(verdicts.get(r["strategy"], {}))] for r in results],
                 f"{first['symbol']}, {first['bars']:,} bars, {first['from'][:10]} .. {first['to'][:10]}, "
                 f"fee {100 * first['assumptions']['fee']:g} %, fills at {first['assumptions']['fill'].replace('_', ' ')}")
 
 def _run_record(run) -> dict:
     return {"run_id": run.run_id, "folder": str(run.folder), "report": str(run.report), "parameters": run.manifest["parameters"],
-            "metrics": run.manifest["metrics"], "data": run.manifest["data"], "seconds": run.manifest["seconds"]}
+            "metrics": run.manifest["metrics"], "verdicts": run.manifest.get("verdicts", {}), "data": run.manifest["data"], "seconds": run.manifest["seconds"]}
 
 def _run(notebook: Path, parameters: dict, settings, quiet: bool, title: str = ""):
     "Run a notebook with papermill's bar over its cells."

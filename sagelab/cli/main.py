@@ -8,7 +8,7 @@ __all__ = ['build_app', 'join_pairs', 'main']
 # %% ../../nbs/99_cli.main.ipynb #7b19f5fd
 import os, sys
 import typer
-from . import lab, market
+from . import experiment, lab, market, policy, trading
 from .console import guard_logs, report_error
 
 # %% ../../nbs/99_cli.main.ipynb #41e67534
@@ -17,13 +17,17 @@ def build_app() -> typer.Typer:
     app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
                       help="A research lab whose numbers can be trusted: they re-run bit for bit, and every run says what it depends on.",
                       epilog="Start with `sagelab demo`. An error is one sentence; --debug shows the traceback.")
-    work, look = "Work", "Look and check"
+    work, doubt, look = "Work", "Doubt and decide", "Look and check"
     for verb, name, panel in ((lab.demo_verb, "demo", work), (lab.init_verb, "init", work), (market.backtest_verb, "backtest", work),
                               (market.sweep_verb, "sweep", work), (lab.run_verb, "run", work), (lab.replay_verb, "replay", work), (lab.lab_verb, "lab", work),
+                              (trading.replay_market_verb, "replay-market", work), (trading.paper_verb, "paper", work),
+                              (trading.guard_verb, "guard", doubt), (policy.stop_verb, "stop", doubt), (policy.resume_verb, "resume", doubt),
                               (lab.runs_verb, "runs", look), (lab.check_verb, "check", look)):
         app.command(name, rich_help_panel=panel)(verb)
     app.add_typer(market.data_verbs, name="data", rich_help_panel=work)
     app.add_typer(market.strategy_verbs, name="strategy", rich_help_panel=look)
+    app.add_typer(experiment.experiment_verbs, name="experiment", rich_help_panel=doubt)
+    app.add_typer(policy.policy_verbs, name="policy", rich_help_panel=doubt)
     app.add_typer(lab.ledger_verbs, name="ledger", rich_help_panel=look)
     return app
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Json', 'Symbol', 'DataFile', 'Interval', 'Start', 'End', 'Zone', 'DateFormat', 'Label', 'Fee', 'Spread', 'Slippage',
-           'Funding', 'Fill', 'Cash', 'SHOWN', 'data_verbs', 'strategy_verbs', 'parse_pairs', 'the_bars',
+           'Funding', 'Fill', 'TradesLog', 'Cash', 'SHOWN', 'data_verbs', 'strategy_verbs', 'parse_pairs', 'the_bars',
            'the_assumptions', 'backtest_verb', 'sweep_verb', 'data_list', 'data_show', 'data_import', 'data_verify',
            'strategy_list', 'strategy_show']
 
@@ -29,6 +29,7 @@ Spread = Annotated[Optional[float], typer.Option("--spread", help="Full bid-ask 
 Slippage = Annotated[Optional[float], typer.Option("--slippage", help="Of the price, against a market fill.  [default: settings.ini]")]
 Funding = Annotated[Optional[float], typer.Option("--funding", help="Of a position's value for a year of holding.  [default: settings.ini]")]
 Fill = Annotated[Optional[str], typer.Option("--fill", help="next_open or close: when a market order fills.  [default: settings.ini]")]
+TradesLog = Annotated[Optional[Path], typer.Option("--trades-log", help="Write the trades to this file, one JSON object a line.")]
 Cash = Annotated[Optional[float], typer.Option("--cash", help="To start with.  [default: settings.ini]")]
 
 # %% ../../nbs/94_cli.market.ipynb #c97631a4
@@ -76,22 +77,28 @@ def backtest_verb(
     symbol: Symbol = None, data: DataFile = None, interval: Interval = None, start: Start = None, end: End = None, tz: Zone = None,
     date_format: DateFormat = None, label: Label = None,
     config: Annotated[list[str], typer.Option("-c", "--config", help="A parameter of the strategy as name=value; may be repeated.")] = [],
-    fee: Fee = None, spread: Spread = None, slippage: Slippage = None, funding: Funding = None, fill: Fill = None, cash: Cash = None, as_json: Json = False,
+    fee: Fee = None, spread: Spread = None, slippage: Slippage = None, funding: Funding = None, fill: Fill = None, cash: Cash = None,
+    trades_log: TradesLog = None, as_json: Json = False,
 ):
     "Backtest a strategy on a symbol or a file."
+    from sagelab.core.files import atomic_write
     from sagelab.strategy.registry import get_strategy
     from sagelab.trading.engine import backtest
     settings, given = the_assumptions(fee, spread, slippage, funding, fill, cash)
     strategy, parameters = get_strategy(name), parse_pairs(config)
     bars = the_bars(symbol, data, interval, start, end, tz, date_format, label)
     with progress_bar("bars", as_json) as progress, answer_only():
-        result = backtest(strategy, bars, parameters, **given, timeout=settings.trading.tick_timeout_seconds, progress=progress)
+        result = backtest(strategy, bars, parameters, **given, timeout=settings.trading.tick_timeout_seconds, progress=progress, trial=True)
+    if trades_log is not None: atomic_write(trades_log, result.trade_log())
     if as_json: return print_json(result.to_dict())
     days = f"{bars.index[0]:%Y-%m-%d} .. {bars.index[-1]:%Y-%m-%d}"
     assumed = ", ".join(f"{k} {v}" for k, v in result.assumptions.items())
-    print_table(["figure", ">value"], [[figure_name(n), show_figure(n, result.metrics[n])] for n in SHOWN],
+    mark = " !" if result.warnings else ""
+    print_table(["figure", ">value"], [[figure_name(n), show_figure(n, result.metrics[n]) + mark] for n in SHOWN],
                 f"{result.strategy} on {result.symbol or data.name}, {len(bars):,} bars, {days}")
     note(f"parameters: {result.parameters or 'none'}\nassumed: {assumed}\ndata {result.data_sha256[:12]}  trades {result.trades_sha256[:12]}")
+    for text in result.warnings: note(f"! {text}")
+    note(f"Nobody has doubted these figures yet. Try: sagelab guard {name} {f'--symbol {symbol}' if symbol else f'--data {data}'}{''.join(f' -c {pair}' for pair in config)}")
     if result.ruined: note("The account was ruined: a short position lost everything, and the session was stopped there.")
 
 # %% ../../nbs/94_cli.market.ipynb #1dd0e9d8
@@ -109,15 +116,15 @@ def sweep_verb(
     "Backtest every cell of a parameter grid."
     from sagelab.core.errors import UnknownName
     from sagelab.strategy.registry import get_strategy
-    from sagelab.trading.sweep import FIGURES, parse_grid, sweep
+    from sagelab.trading.sweep import FIGURES, parse_grid, record_sweep, sweep
     settings, given = the_assumptions(fee, spread, slippage, funding, fill, cash)
     if sort not in FIGURES: raise UnknownName("figure to sort by", sort, FIGURES)
     strategy, axes = get_strategy(name), parse_grid(grid)
     bars = the_bars(symbol, data, interval, start, end, tz, date_format, label)
     with progress_bar("cells", as_json) as progress, answer_only():
         result = sweep(strategy, bars, axes, **given, threads=settings.sweep.threads if threads is None else threads,
-                       max_memory_mb=settings.sweep.max_memory_mb, progress=progress)
-    path = _save_table(result, settings)
+                       max_memory_mb=settings.sweep.max_memory_mb, progress=progress, trial=False)
+    path = record_sweep(result, settings.root)
     records = result.top_records(top, sort)
     if as_json: return print_json({"strategy": result.strategy, "symbol": result.symbol, "cells": result.cells, "seconds": result.seconds,
                                    "compiled": result.compiled, "data_sha256": result.data_sha256, "assumptions": result.assumptions,
@@ -126,17 +133,6 @@ def sweep_verb(
                 f"{result.strategy} on {result.symbol or data.name}: the best {len(records)} of {result.cells:,} cells by {sort}")
     note(f"{result.cells:,} cells in {result.seconds:.2f} s{'' if result.compiled else ' (by the engine: this strategy has no compiled form)'}; all of them: {path}")
     note(f"The best of {result.cells:,} tries is partly luck; it is a place to look at, not a result.")
-
-def _save_table(result, settings) -> Path:
-    "Keep the whole grid as Parquet, and the number of tries in the ledger."
-    from sagelab.core.files import atomic_path, canonical_json, sha256
-    from sagelab.core.ledger import open_ledger
-    key = sha256(canonical_json([result.strategy, result.data_sha256, result.assumptions]) + result.table.to_csv(index=False))
-    path = settings.state/"sweeps"/f"{result.strategy}-{result.symbol or 'file'}-{key[:12]}.parquet"
-    with atomic_path(path) as temporary: result.table.to_parquet(temporary, index=False)
-    open_ledger(settings.root).append("sweep.finished", {"strategy": result.strategy, "symbol": result.symbol, "cells": result.cells,
-                                                         "data_sha256": result.data_sha256, "table_sha256": sha256(path)})
-    return path
 
 # %% ../../nbs/94_cli.market.ipynb #ad52909b
 data_verbs = typer.Typer(no_args_is_help=True, help="Market data: list, show, import and verify.")

@@ -69,7 +69,7 @@ def _create(path: Path, content: bytes) -> bool:
         except FileExistsError: return False
         except OSError as error: problem = error
         else: return True
-    raise Finding(f"The stop latch {path} could not be set: {problem.strerror or problem}. NOTHING WAS STOPPED. "
+    raise Finding(f"The stop latch {path} could not be set: {problem.strerror or problem}. DO NOT RELY ON IT. "
                   "Try: Ctrl-C in each terminal, shut down all kernels, and mend the folder.")
 
 # %% ../../nbs/06_core.stop.ipynb #985a3b76

@@ -12,7 +12,7 @@ from ..core.policy import Person, Terminal, approach_gate, confirm, effective_se
 from ..core.settings import Settings
 from .experiment import (Experiment, altered_evidence, check_place, find_experiment, folder_of, note_step, only_one, owner_names, place_of, read_report,
                                     recorded_refusals, report_text)
-from .proposal import REPORT, figures_with_verdicts, summary, verdict_words
+from .proposal import REPORT, figures_with_verdicts, summary, verdict_sentences
 from .worktree import commit_files
 
 # %% ../../nbs/84_lab.decision.ipynb #98d5373f
@@ -40,7 +40,7 @@ def approve(
     terminal: Terminal | None = None,  # default: the real one
 ) -> Experiment:
     "Let a person approve an experiment; raises `PolicyError` for a role and `ExperimentError` for an experiment that says no."
-    with recorded_refusals(settings, "approve", experiment=name, reason=reason):
+    with recorded_refusals(settings, "approve", experiment=name, said=reason):
         settings, _ = effective_settings(settings)
         person, terminal = approach_gate(settings, "decide", terminal), terminal or Terminal()
         found = find_experiment(name, settings)
@@ -79,7 +79,7 @@ def reject(
     settings: Settings,
 ) -> Experiment:
     "Let an editor or an owner turn an experiment down; its branch stays."
-    with recorded_refusals(settings, "reject", experiment=name, reason=reason):
+    with recorded_refusals(settings, "reject", experiment=name, said=reason):
         settings, _ = effective_settings(settings)
         person = require(settings, "editor", "reject an experiment")
         if person.kind == "program": refuse(settings, person, "reject an experiment", "editor", f"A person decides about an experiment, and {person.name} is a program (SAGELAB_ACTOR is set).")
@@ -121,5 +121,5 @@ def compare(
             "parameters": {name: [k.get(name) for k in known] for name in dict.fromkeys([*known[0], *known[1]])},
             "figures": [{"figure": a[0], "values": [a[1], b[1]], "verdicts": [a[2], b[2]]} for a, b in zip(*rows)],
             "metrics": [r["experiment_metrics"] for r in reports], "recommended": [r["recommendation"]["recommended"] for r in reports],
-            "verdicts": [verdict_words(r) for r in reports], "comparable": not unlike,
+            "verdicts": [verdict_sentences(r) for r in reports], "comparable": not unlike,
             "note": f"They were measured on {', '.join(unlike)}, so their figures cannot be compared." if unlike else ""}

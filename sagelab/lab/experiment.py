@@ -25,7 +25,7 @@ from ..core.policy import Person, Terminal, approach_gate, confirm, effective_se
 from ..core.secrets import load_secrets
 from ..core.settings import Settings
 from ..core.stop import Latch
-from .proposal import ARTIFACTS, REPORT, canary_words, make_report, pull_request, verdict_words
+from .proposal import ARTIFACTS, REPORT, canary_words, make_report, pull_request
 from .worktree import (add_worktree, ask_git, changes_since, check_committed, commit_files, git, has_branch, head_of, ignore_state, open_repository,
                                   remove_worktree, run_bounded, share_state)
 
@@ -165,7 +165,7 @@ def recorded_refusals(
     try: yield
     except SageLabError as error:
         reason = load_secrets(settings.root).redact(str(error))
-        open_ledger(settings.root).append("experiment.refused", {"what": what, "reason": reason, **about})
+        open_ledger(settings.root).append("experiment.refused", {**about, "what": what, "reason": reason})
         if isinstance(error, (ExperimentError, PolicyError, Stopped)): raise
         raise ExperimentError(reason) from error
 
@@ -202,7 +202,9 @@ def find_baseline(
     if chosen not in results: raise UnknownName(f"result in {run.run_id}", chosen, results)
     if not wanted and chosen != strategy and len(results) > 1:
         raise UsageError(f"{run.run_id} has the results {', '.join(results)} and none of {strategy}. Say which. Try: --baseline {run.run_id}:{chosen}")
-    return {"run_id": run.run_id, "revision": (run.manifest.get("code") or {}).get("revision"), **{k: results[chosen][k] for k in RESULT}}
+    said = run.manifest.get("verdicts", {}).get(chosen, {})
+    verdicts = {name: {k: found[k] for k in ("verdict", "sentence", "deflated_sharpe") if k in found} for name, found in said.items() if isinstance(found, dict)}
+    return {"run_id": run.run_id, "revision": (run.manifest.get("code") or {}).get("revision"), "verdicts": verdicts, **{k: results[chosen][k] for k in RESULT}}
 
 # %% ../../nbs/83_lab.experiment.ipynb #2636cfb8
 MEMORY_MB = 4_000  # of private memory; an idle process with pandas and threads has reserved 1,200
@@ -291,16 +293,23 @@ def _evaluate(order: dict, settings: Settings, tell) -> dict:
     baseline, parameters, given, patience = order["baseline"], order["parameters"], _assumed(order), settings.trading.tick_timeout_seconds
     strategy, bars = _load(order, settings), _bars(baseline, settings)
     tell("backtest")
-    result = backtest(strategy, bars, parameters, **given, timeout=patience, lab=settings.root, trial=True)
+    result = backtest(strategy, bars, parameters, **given, timeout=patience, trial=False)
     tell("baseline")
     before, note = _baseline_again(order, settings, bars, given)
-    tell("guards")
-    verdicts = guard(strategy, bars, parameters, **given, settings=settings).to_dict()
+    # From its file, so that each look of a guard can load it afresh; this is where the trial is counted.
+    verdicts = guard(order["file"] or order["strategy"], bars, parameters, **given, settings=settings, progress=_each_once(tell)).verdicts
     tell("canary")
     canary = paper_canary(strategy, bars, parameters, settings=settings, **given)
     advice = recommend(baseline["metrics"], result.metrics, verdicts, settings.promotion).to_dict()
     _write_page(order, [*([before] if before else []), result], verdicts, advice, canary, note)
     return {"result": result.to_dict(), "verdicts": verdicts, "canary": canary, "recommendation": advice, "baseline_note": note}
+
+def _each_once(tell: Callable[[str], None]):
+    "Tells which guard looks, when it begins."
+    begun = []
+    def looking(guard: str, done: int, total: int):
+        if guard not in begun: begun.append(guard) or tell(guard)
+    return looking
 
 def _baseline_again(order: dict, settings: Settings, bars, given: dict) -> tuple:  # the result or None; what to know about it
     "The baseline from the commit that the branch began at."
@@ -347,13 +356,15 @@ def _write_page(order: dict, results: list, verdicts: dict, advice: dict, canary
     "Trade log and page of an evaluation."
     from sagelab.lab.report import report_page
     from sagelab.lab.run import package_versions
-    desk = Path(order["desk"])
-    told = verdict_words(verdicts) | {"Paper canary": canary_words(canary), "Recommendation": advice["sentence"]}
-    notes = [f"Hypothesis: {order['hypothesis']}", *([note] if note else []), f"The same again: sagelab experiment run {order['experiment_id']}"]
-    meta = {"title": f"{order['name']}: {order['strategy']} on {order['baseline']['symbol']}", "lab": order["experiment_id"], "verdicts": told, "notes": notes,
-            "parameters": order["parameters"], "code": {"revision": order["commit"], "sagelab": __version__}, "packages": package_versions()}
+    desk, baseline = Path(order["desk"]), order["baseline"]
     atomic_write(desk/"trades.log", results[-1].trade_log())
-    atomic_write(desk/"report.html", report_page(results, meta))
+    named = [replace(r, strategy=f"{r.strategy}, {role}") for r, role in zip(reversed(results), ("candidate", "baseline"))][::-1]
+    told = {f"{baseline['strategy']}, baseline": baseline["verdicts"]} if len(results) > 1 and baseline["verdicts"] else {}
+    told |= {named[-1].strategy: verdicts, "Paper canary": canary_words(canary), "Recommendation": advice["sentence"]}
+    notes = [f"Hypothesis: {order['hypothesis']}", *([note] if note else []), f"The same again: sagelab experiment run {order['experiment_id']}"]
+    meta = {"title": f"{order['name']}: {order['strategy']} on {baseline['symbol']}", "lab": order["experiment_id"], "verdicts": told, "notes": notes,
+            "parameters": order["parameters"], "code": {"revision": order["commit"], "sagelab": __version__}, "packages": package_versions()}
+    atomic_write(desk/"report.html", report_page(named, meta))
 
 # %% ../../nbs/83_lab.experiment.ipynb #425c5069
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,79}")
@@ -434,7 +445,7 @@ def _create(repository, person: Person, name: str, hypothesis: str, strategy: st
         share_state(settings.root, add_worktree(repository, branch, tree), (".sagelab", settings.data.market))
         redact = load_secrets(settings.root).redact
         experiment = Experiment(experiment_id, redact(name), redact(hypothesis), strategy, checked["parameters"], baseline, branch, repository.commit,
-                                datetime.now(UTC).isoformat(timespec="seconds"), person.name)
+                                datetime.now(UTC).isoformat(timespec="seconds"), f"{person.name}{' (program)' if person.kind == 'program' else ''}")
         for litter in ("order.json", "answer.json"): (folder/litter).unlink()
         made = {k: v for k, v in experiment.to_dict().items() if k not in ("state", "reason", "evaluation", "approvals")}
         atomic_write(folder/RECORD, json.dumps(made, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -539,10 +550,10 @@ def _evaluated(experiment: Experiment, person: Person, place: Path, commit: str,
 
 def _order(experiment: Experiment, place: Path, commit: str, desk: Path) -> dict:
     "What the child needs to know, with the baseline's strategy as it was where the branch began."
-    file, before = place/"strategies"/f"{experiment.strategy}.py", desk/f"{experiment.baseline['strategy']}.py"
-    old = ask_git(place, "show", f"{experiment.base}:./strategies/{before.name}")
+    file, before = f"strategies/{experiment.strategy}.py", desk/f"{experiment.baseline['strategy']}.py"
+    known, old = (ask_git(place, "show", f"{revision}:./{path}") for revision, path in ((commit, file), (experiment.base, f"strategies/{before.name}")))
     if not old.returncode: atomic_write(before, old.stdout)
-    return {"task": "evaluate", "file": str(file) if file.is_file() else None, "baseline_file": str(before) if before.is_file() else None, "commit": commit,
+    return {"task": "evaluate", "file": None if known.returncode else str(place/file), "baseline_file": str(before) if before.is_file() else None, "commit": commit,
             "desk": str(desk), **{k: getattr(experiment, k) for k in ("experiment_id", "name", "hypothesis", "strategy", "parameters", "baseline")}}
 
 # %% ../../nbs/83_lab.experiment.ipynb #b931f074

@@ -16,11 +16,12 @@ from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from .. import __version__
-from ..core.errors import Finding, RunError, UnknownName, UsageError
+from ..core.errors import Finding, RunError, Stopped, UnknownName, UsageError
 from ..core.files import atomic_write, canonical_json, sha256
 from ..core.ledger import open_ledger
 from ..core.secrets import load_secrets, redact_notebook
 from ..core.settings import Settings, load_settings
+from ..core.stop import Latch, open_latch
 
 # %% ../../nbs/77_lab.run.ipynb #2e4ad566
 PENDING, OUTPUT, MANIFEST = "pending.json", "output.json", "run.json"
@@ -67,6 +68,7 @@ def record(
     results: list,  # BacktestResults
     metrics: dict | None = None,  # further figures for the manifest
     notes: list[str] | None = None,  # what a reader should know, for the report
+    verdicts: dict | None = None,  # strategy -> what the guards say of it, as `GuardReport.to_dict`
     folder=None,  # default: the working folder
 ) -> str | None:  # the run's id; None outside of a run
     "Hand results to the run that executes this notebook; outside of a run nothing is written."
@@ -75,18 +77,18 @@ def record(
     folder = Path(folder or Path.cwd())
     names = [r.strategy for r in results]
     if len(set(names)) != len(names): raise UsageError(f"Results of one run have one name each; came {names}.")
-    atomic_write(folder/OUTPUT, canonical_json({"results": [result_record(r) for r in results], "metrics": metrics or {}, "notes": notes or []}))
-    if results: _write_artifacts(folder, run, results, notes or [])
+    atomic_write(folder/OUTPUT, canonical_json({"results": [result_record(r) for r in results], "metrics": metrics or {}, "notes": notes or [], "verdicts": verdicts or {}}))
+    if results: _write_artifacts(folder, run, results, notes or [], verdicts or {})
     return run["run_id"]
 
-def _write_artifacts(folder: Path, run: dict, results: list, notes: list[str]):
+def _write_artifacts(folder: Path, run: dict, results: list, notes: list[str], verdicts: dict):
     "Write trade log, equity and report page of a run."
     from sagelab.core.files import atomic_path
     from sagelab.lab.report import report_page
     atomic_write(folder/"trades.log", "".join(r.trade_log() for r in results))
     with atomic_path(folder/"equity.parquet") as temporary: equity_frame(results).to_parquet(temporary)
     title = f"{', '.join(r.strategy for r in results)} on {results[0].symbol}"
-    page = report_page(results, {**run, "title": title, "data": data_used([r.to_dict() for r in results]), "notes": notes})
+    page = report_page(results, {**run, "title": title, "data": data_used([r.to_dict() for r in results]), "notes": notes, "verdicts": verdicts})
     atomic_write(folder/"report.html", load_secrets(load_settings(folder).root).redact(page))
 
 # %% ../../nbs/77_lab.run.ipynb #71fbf535
@@ -221,18 +223,22 @@ def _execute(
     "Execute a notebook in a fresh kernel; raises `RunError` with cell and cause."
     import papermill
     # Strings hash alike in every run, so that the order of a set cannot change a number.
-    with _environment(PYTHONHASHSEED="0", SAGELAB_LAB=str(settings.root)), _private_kernels() as private:
+    latch = open_latch(settings.root)
+    with _environment(PYTHONHASHSEED="0", SAGELAB_LAB=str(settings.root)), _private_kernels(latch) as private:
         try:
             papermill.execute_notebook(str(notebook), str(folder/"notebook.ipynb"), parameters=parameters, cwd=str(folder), kernel_name="python3",
                                        progress_bar=progress_bar, execution_timeout=settings.lab.kernel_timeout_seconds, log_output=False, **private)
         except papermill.PapermillExecutionError as error:
+            latch.check()
             raise RunError(f"{notebook.name} failed in cell {error.cell_index}: {error.ename}: {error.evalue}") from error
         except OSError as error: raise RunError(f"{notebook.name} could not be executed: {error}") from error
-        except Exception as error: raise RunError(f"{notebook.name} failed: {type(error).__name__}: {error}") from error
+        except Exception as error:
+            latch.check()
+            raise RunError(f"{notebook.name} failed: {type(error).__name__}: {error}") from error
 
 @contextmanager
-def _private_kernels():
-    "Options for a kernel on sockets in a folder of its own, not on ports, whose own log goes there too and not over the terminal."
+def _private_kernels(latch: Latch):
+    "Options for a kernel on sockets in a folder of its own, not on ports, whose own log goes there too and not over the terminal; the latch ends it."
     import tempfile
     from jupyter_client import AsyncKernelManager
     from traitlets.config import Config
@@ -241,8 +247,31 @@ def _private_kernels():
             async def _async_pre_start_kernel(self, **options):
                 command, options = await super()._async_pre_start_kernel(**options)
                 return command, options | {"stderr": log}
-        yield {"kernel_manager_class": PrivateKernelManager,
+            async def _async_post_start_kernel(self, **options):
+                await super()._async_post_start_kernel(**options)
+                started.append(self.provisioner.pid)
+        started: list[int] = []
+        with _killed_by(latch, started): yield {"kernel_manager_class": PrivateKernelManager,
                "config": Config({"PrivateKernelManager": {"transport": "ipc", "ip": str(Path(folder)/"kernel")}})}
+
+# %% ../../nbs/77_lab.run.ipynb #231fb347
+@contextmanager
+def _killed_by(latch: Latch, started: list[int]):
+    "End the kernels that are started meanwhile, with all that they have started, as soon as the latch is set."
+    import signal, threading
+    done = threading.Event()
+    def watch():
+        while not done.wait(0.02):
+            if not latch.is_set(): continue
+            for pid in started:
+                try: os.killpg(pid, signal.SIGKILL)
+                except (ProcessLookupError, PermissionError): pass
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try: yield
+    finally:
+        done.set()
+        watcher.join()
 
 # %% ../../nbs/77_lab.run.ipynb #4f510e9d
 def _tidy(path: Path, root: Path):
@@ -275,6 +304,7 @@ def run_notebook(
     "Execute a notebook into `reports/<run_id>/`; raises `RunError` when it fails, and then nothing is listed."
     settings, path = settings or load_settings(), Path(notebook).absolute()
     if not path.is_file(): raise UsageError(f"There is no notebook {notebook}.")
+    open_latch(settings.root).check()
     check_disk(settings)
     clear_abandoned(settings)
     given = _checked_parameters(path, parameters or {}, settings.lab.seed)
@@ -292,8 +322,9 @@ def _run_in(folder: Path, run_id: str, path: Path, given: dict, settings: Settin
         atomic_write(folder/PENDING, canonical_json(pending))
         _execute(path, folder, given, settings, progress_bar)
         manifest = _manifest(folder, pending, path, time.perf_counter() - begun, settings)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped) as error:
         shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, Stopped): open_ledger(settings.root).append("run.stopped", {"run_id": run_id, "reason": str(error)})
         raise
     except Exception as error: raise _failed(folder, settings, run_id, error) from error
     final = folder.with_name(run_id)
@@ -310,7 +341,7 @@ def _manifest(folder: Path, pending: dict, path: Path, seconds: float, settings:
     artifacts = {p.name: sha256(p) for p in sorted(folder.iterdir()) if p.is_file()}
     manifest = pending | {
         "notebook_sha256": sha256(path), "seconds": round(seconds, 3), "python": platform.python_version(), "platform": platform.platform(),
-        "models": [], "data": data_used(output["results"]), "results": output["results"], "notes": output["notes"], "artifacts": artifacts,
+        "models": [], "data": data_used(output["results"]), "results": output["results"], "notes": output["notes"], "verdicts": output.get("verdicts", {}), "artifacts": artifacts,
         "metrics": {r["strategy"]: r["metrics"] for r in output["results"]} | output["metrics"]}
     atomic_write(folder/MANIFEST, json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False) + "\n")
     return manifest
@@ -356,6 +387,7 @@ def replay(
 ) -> Replay:
     "Execute a run again from its manifest and compare; raises `UnknownName` for a run nobody knows."
     settings = settings or load_settings()
+    open_latch(settings.root).check()
     run = find_run(name, settings)
     if found := altered_artifact(run): return _replayed(run, settings, found)
     folder = settings.state/"replay"/f"{run.run_id}-{os.getpid()}"

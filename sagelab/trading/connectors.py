@@ -47,8 +47,8 @@ class ConnectorConfig(BaseModel):
     @field_validator("key", "secret", "password")
     @classmethod
     def _is_a_name(cls, name: str) -> str:
-        if name and not re.fullmatch(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+", name): raise ValueError("this is the name of a secret, e.g. ALPACA_PAPER_KEY, never a key")
-        return name
+        if not name or re.fullmatch(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+", name): return name
+        raise ValueError("this is the name of a secret, e.g. ALPACA_PAPER_KEY, never a key")
 
     @field_validator("base_url")
     @classmethod
@@ -56,8 +56,8 @@ class ConnectorConfig(BaseModel):
         if not url: return url
         parts = urlsplit(url)
         local = is_loopback(parts.hostname or "")
-        if not parts.hostname or parts.username or parts.password or parts.query or parts.fragment: raise ValueError("this is no plain https:// address")
-        if parts.scheme != "https" and not (local and parts.scheme == "http"): raise ValueError("a broker is asked by https://; http:// can be read by everybody on the way")
+        if not parts.hostname or parts.username or parts.password or parts.query or parts.fragment: raise ValueError("this is no plain address")
+        if parts.scheme != "https" and not (local and parts.scheme == "http"): raise ValueError("a broker is asked by https://")
         if info.data.get("mode") == "paper" and not local: raise ValueError("in paper mode another address is on this machine, e.g. http://127.0.0.1:8000")
         return url.rstrip("/")
 
@@ -115,10 +115,10 @@ def as_number(
     value,  # text or a number
     what: str,  # for the message
 ) -> float:
-    "Read a number; raises `BrokerError` for what is none."
+    "Read a number; raises `BrokerError` for what is none, and does not repeat it: who knows what it is."
     try: found = float("nan" if isinstance(value, bool) else value)
     except (TypeError, ValueError): found = math.nan
-    if not math.isfinite(found): raise BrokerError(f"{what} is {str(value)[:40]!r}, which is no number")
+    if not math.isfinite(found): raise BrokerError(f"{what} is not a number")
     return found
 
 def as_text(number: float) -> str:
@@ -134,25 +134,31 @@ def order_state(
 ) -> OrderState:
     "Build what a broker tells of an order; raises `BrokerError` for what cannot be."
     told: Status = {"open": "partial" if filled else "created"}.get(status, status)
-    if rest["side"] not in ("buy", "sell"): raise BrokerError(f"the side of order {rest['client_order_id']!r} is {rest['side']!r}")
+    if rest["side"] not in ("buy", "sell"): raise BrokerError("the order is neither to buy nor to sell")
     if filled < 0 or (quantity is not None and filled > quantity * (1 + 1e-9)): raise BrokerError(f"{filled:g} of {quantity} units are filled")
     if told == "filled" and filled < (quantity or 0) * (1 - 1e-9): raise BrokerError(f"the order is filled, and only {filled:g} of {quantity:g} units are")
     return OrderState(quantity=quantity, filled=filled, status=told, **rest)
 
 # %% ../../nbs/48_trading.connectors.ipynb #b63576a8
-OURS = ("size_pct", "price_hint", "expected_price")  # params that are not the broker's business
+OURS = ("size_pct", "price_hint", "expected_price", "purpose", "time", "reason")  # params that are not the broker's business
 
 def sized(
     request: OrderRequest,
-    equity: Callable[[], float],  # of the account, asked for only when it is needed
+    account: Callable[[], AccountState],  # asked for only when it is needed
 ) -> OrderRequest:  # with a quantity
-    "Check an order and turn its per cent of equity into units; raises `OrderError` or `BrokerError`."
-    request = checked_request(request.client_order_id, request.symbol, request.side, request.quantity, request.type, {**request.params, "price": request.price})
+    "Check an order and turn its per cent into units; raises `OrderError` or `BrokerError`."
+    params = {**request.params, "price": request.price}
+    request = checked_request(request.client_order_id, request.symbol, request.side, request.quantity, request.type, params)
     if request.quantity is not None: return request
-    price = as_number(request.price or request.params.get("price_hint"), "price_hint, which turns size_pct into units,")
-    quantity = math.floor(equity() * request.params["size_pct"] / 100 / price * 1e9) / 1e9 if price > 0 else 0.0
-    if quantity <= 0: raise BrokerError(f"{request.params['size_pct']:g} per cent of the account at {price:g} is no quantity to order.")
+    quantity = math.floor(_whole(request, account) * request.params["size_pct"] / 100 * 1e9) / 1e9
+    if quantity <= 0: raise BrokerError(f"{request.params['size_pct']:g} per cent is no quantity to {request.side}.")
     return replace(request, quantity=quantity)
+
+def _whole(request: OrderRequest, account: Callable[[], AccountState]) -> float:  # units
+    "What an order's per cent are of."
+    if request.params.get("purpose") == "exit": return account().positions.get(request.symbol, 0.0) * (1 if request.side == "sell" else -1)
+    price = as_number(request.price or request.params.get("price_hint"), "price_hint, which turns size_pct into units,")
+    return account().equity / price if price > 0 else 0.0
 
 def broker_params(
     request: OrderRequest,
@@ -160,7 +166,7 @@ def broker_params(
 ) -> dict:
     "The params that are for the broker; raises `BrokerError` for one that it would not read."
     for name in request.params:
-        if name not in known + OURS: raise BrokerError(f"Order {request.client_order_id} has a parameter {name!r}, which is not sent. Known: {', '.join(known)}.")
+        if name not in known + OURS: raise BrokerError(f"Order {request.client_order_id}: nobody would read the parameter {name!r}. Known: {', '.join(known)}.")
     return {name: request.params[name] for name in known if name in request.params}
 
 # %% ../../nbs/48_trading.connectors.ipynb #ed529003
@@ -186,7 +192,8 @@ def standing_approvals(
         same = entry.data.get("strategy") == strategy
         if entry.kind in ("experiment.rejected", "experiment.revoked"):
             standing = [] if same else [kept for kept in standing if kept.data.get("experiment_id") != entry.data.get("experiment_id")]
-        if entry.kind == "experiment.approved" and same and entry.actor in owners: standing = [*(kept for kept in standing if kept.actor != entry.actor), entry]
+        if entry.kind == "experiment.approved" and same and entry.actor in owners:
+            standing = [*(kept for kept in standing if kept.actor != entry.actor), entry]
     return standing
 
 # %% ../../nbs/48_trading.connectors.ipynb #476154c2
@@ -199,7 +206,8 @@ def _refusals(settings: Settings, strategy: str, broker: str) -> list[str]:
     holding, notes = effective_settings(written)
     reasons = [note for note in notes if note.startswith("live.")]
     if not (settings.live.enabled and written.live.enabled): reasons.append("live.enabled is no in settings.ini")
-    if {settings.live.broker, written.live.broker} != {broker}: reasons.append(f"live.broker is {written.live.broker or 'empty'} in settings.ini, not {broker}")
+    if {settings.live.broker, written.live.broker} != {broker}:
+        reasons.append(f"live.broker is {written.live.broker or 'empty'} in settings.ini, not {broker}")
     have, needed = len(standing_approvals(holding, strategy)), max(settings.policy.approvers, holding.policy.approvers)
     if have < needed: reasons.append(f"{strategy} has {have} of {needed} approvals that stand. Try: sagelab experiment approve")
     person = current_person(settings)
@@ -261,7 +269,8 @@ def may_trade(
 ):
     "Raise `PolicyError` for a connector of real money without a permission."
     if config.mode == "paper": return
-    if not isinstance(permission, LivePermission): raise PolicyError(f"{config.broker} is not connected with real money without a permission. Try: connect_broker(settings, strategy, 'live').")
+    if not isinstance(permission, LivePermission):
+        raise PolicyError(f"{config.broker} is not connected with real money without a permission. Try: connect_broker(settings, strategy, 'live').")
     permission.check(config.broker, root)
 
 # %% ../../nbs/48_trading.connectors.ipynb #ab068881
@@ -330,17 +339,20 @@ class AlpacaAccount:
         if status >= 400: raise self._refusal(answer)
         return answer
 
-    def _refusal(self, answer: dict) -> BrokerError: return BrokerError(f"alpaca refuses: {in_words(answer['message'], self._secrets)} (code {in_words(answer.get('code'), self._secrets)}).")
+    def _refusal(self, answer: dict) -> BrokerError:
+        message, code = (in_words(answer.get(key), self._secrets) for key in ("message", "code"))
+        return BrokerError(f"alpaca refuses: {message} (code {code}).")
 
     def _state(self, answer: object) -> OrderState:
         "Read an order; raises `BrokerError`."
         try: status, client, number, symbol, side = (str(answer[key]) for key in ("status", "client_order_id", "id", "symbol", "side"))
         except (KeyError, TypeError): raise BrokerError("alpaca tells of an order and leaves out what it is.") from None
-        if status not in ALPACA_STATUS: raise BrokerError(f"alpaca says that order {client} is {in_words(status, self._secrets)!r}, a status nobody here knows.")
+        if status not in ALPACA_STATUS: raise BrokerError(f"alpaca has an order that is {in_words(status, self._secrets)!r}, a status nobody here knows.")
         quantity = None if answer.get("qty") is None else as_number(answer["qty"], "qty")
         price = None if answer.get("filled_avg_price") is None else as_number(answer["filled_avg_price"], "filled_avg_price")
-        return order_state(ALPACA_STATUS[status], quantity, as_number(answer.get("filled_qty", 0), "filled_qty"), client_order_id=client, broker_order_id=number,
-                           symbol=self._ours(symbol), side=side, average_price=price, reason=status if ALPACA_STATUS[status] in ("cancelled", "rejected") else "")
+        told = ALPACA_STATUS[status]
+        return order_state(told, quantity, as_number(answer.get("filled_qty", 0), "filled_qty"), client_order_id=client, broker_order_id=number, side=side,
+                           symbol=self._ours(symbol), average_price=price, reason=status if told in ("cancelled", "rejected") else "")
 
     def _ours(self, symbol: str) -> str:
         "Our name for a symbol of theirs; positions leave the slash out."
@@ -350,7 +362,7 @@ class AlpacaAccount:
         "What there is; ACTIVE only where nothing blocks trading."
         account, positions = self._ask("GET", "account"), self._ask("GET", "positions")
         try:
-            status = "; ".join([str(account["status"]), *(block for block in _BLOCKS if account.get(block))])
+            status = "; ".join([in_words(account["status"], self._secrets), *(block for block in _BLOCKS if account.get(block))])
             held = {self._ours(str(held["symbol"])): as_number(held["qty"], "qty") for held in positions}
             return AccountState(status, as_number(account["cash"], "cash"), as_number(account["equity"], "equity"), str(account.get("currency", "USD")), held)
         except (KeyError, TypeError, AttributeError): raise BrokerError("alpaca tells of an account and leaves out what it is.") from None
@@ -364,8 +376,8 @@ class AlpacaAccount:
         status, answer = self._send("GET", "orders:by_client_order_id", params={"client_order_id": client_order_id})
         if status == 404 and "code" in answer: return None  # a page that does not exist has no code, and says nothing about orders
         if status >= 400: raise self._refusal(answer)
-        if not isinstance(answer, dict) or answer.get("client_order_id") != client_order_id: raise BrokerError(f"alpaca was asked for order {client_order_id} and tells of another.")
-        return answer
+        if isinstance(answer, dict) and answer.get("client_order_id") == client_order_id: return answer
+        raise BrokerError(f"alpaca was asked for order {client_order_id} and tells of another.")
 
     def open_orders(self) -> list[OrderState]:
         "Every order that is not done, page by page."
@@ -397,7 +409,7 @@ class AlpacaBroker(AlpacaAccount):
     def place(self, request: OrderRequest) -> OrderState:
         "Send an order, once. What is not understood afterwards may have been taken."
         Latch(self.root).check()
-        order = alpaca_order(sized(request, lambda: self.account().equity), self.config)
+        order = alpaca_order(sized(request, self.account), self.config)
         status, answer = self._send("POST", "orders", json=order)
         if status == 422 and "client_order_id" in str(answer["message"]): return self._same(order, answer, whole=request.quantity is not None)
         if status >= 400: raise self._refusal(answer)
@@ -413,7 +425,7 @@ class AlpacaBroker(AlpacaAccount):
         known = self._known(order["client_order_id"])
         if known is None: raise self._refusal(answer)
         differing = [key for key in _SAME if _plain(known.get(key)) != _plain(order.get(key)) and (whole or key != "qty")]
-        if differing: raise BrokerError(f"alpaca has another order under {order['client_order_id']}: it differs in {', '.join(differing)}. Each order has an id of its own.")
+        if differing: raise BrokerError(f"alpaca has another order under {order['client_order_id']}: it differs in {', '.join(differing)}.")
         return self._state(known)
 
     def cancel(self, client_order_id: str) -> OrderState:
@@ -452,15 +464,17 @@ def make_exchange(
     import logging
     ccxt = load_ccxt()
     if config.exchange not in FINDS_BY_OUR_ID: raise UnknownName("exchange that finds an order again by our own id", config.exchange, FINDS_BY_OUR_ID)
-    exchange = getattr(ccxt, config.exchange)({"timeout": int(config.timeout_seconds * 1000), "options": {"defaultType": "spot", "fetchMargins": False, "maxRetriesOnFailure": 0}})
+    options = {"defaultType": "spot", "fetchMargins": False, "maxRetriesOnFailure": 0}
+    exchange = getattr(ccxt, config.exchange)({"timeout": int(config.timeout_seconds * 1000), "options": options})
     kinds = ("key", "secret", *(["password"] if exchange.requiredCredentials.get("password") else []))
     keys = read_keys(secrets, config, kinds)
     exchange.apiKey, exchange.secret, exchange.password = (keys[kind].reveal() if kind in keys else None for kind in ("key", "secret", "password"))
     if config.mode == "paper":
-        if not exchange.urls.get("test"): raise BrokerError(f"{config.exchange} has no sandbox, so there is no paper mode. Try: sagelab paper, which needs no exchange.")
+        if not exchange.urls.get("test"): raise BrokerError(f"{config.exchange} has no sandbox. Try: sagelab paper, which needs no exchange.")
         exchange.set_sandbox_mode(True)
     if config.base_url: exchange.urls["api"] = moved(exchange.urls["api"], config.base_url)
-    if isinstance(exchange.options.get("fetchMarkets"), dict) and "types" in exchange.options["fetchMarkets"]: exchange.options["fetchMarkets"]["types"] = ["spot"]
+    loading = exchange.options.get("fetchMarkets")
+    if isinstance(loading, dict) and "types" in loading: loading["types"] = ["spot"]
     exchange.logger, exchange.session.max_redirects, exchange.on_rest_response = logging.Logger("ccxt", logging.CRITICAL + 1), 0, whole_answer
     return exchange
 
@@ -492,11 +506,13 @@ class CcxtAccount:
         "Ask once, and raise in our words; None for an order that the exchange does not have."
         ccxt = load_ccxt()
         refusals = (ccxt.InsufficientFunds, ccxt.InvalidOrder, ccxt.BadRequest, ccxt.OperationRejected, ccxt.ArgumentsRequired, ccxt.NotSupported)
+        problem, keys = BrokerError, f"{self.config.named('key')} and {self.config.named('secret')}"
         try: return getattr(self._exchange, method)(*given)
         except ccxt.OrderNotFound: return None
-        except ccxt.AuthenticationError as error: problem, told = BrokerError, f"does not accept {self.config.named('key')} and {self.config.named('secret')}: {error}"
-        except refusals as error: problem, told = BrokerError, f"refuses: {error}"
-        except (ccxt.RateLimitExceeded, ccxt.DDoSProtection): raise unreachable(f"{self.name} wants to be left alone", retry_after(self._exchange.last_response_headers or {})) from None
+        except ccxt.AuthenticationError as error: told = f"does not accept {keys}: {error}"
+        except refusals as error: told = f"refuses: {error}"
+        except (ccxt.RateLimitExceeded, ccxt.DDoSProtection):
+            raise unreachable(f"{self.name} wants to be left alone", retry_after(self._exchange.last_response_headers or {})) from None
         except Exception as error: problem, told = unreachable, f"did not answer {method} in a way that makes sense ({type(error).__name__}): {error}"
         raise problem(f"{self.name} {in_words(told, self._secrets)}")
 
@@ -504,29 +520,31 @@ class CcxtAccount:
         "The exchange's market for a symbol of ours."
         self._call("load_markets")
         theirs = self.config.symbols.get(symbol)
-        if theirs is None: raise BrokerError(f"{symbol} is not among the markets to trade at {self.name}: {', '.join(self.config.symbols) or 'none'}. Try: name it in symbols.")
+        if theirs is None: raise BrokerError(f"{symbol} is not among the markets to trade: {', '.join(self.config.symbols) or 'none'}. Try: name it in symbols.")
         market = self._call("market", theirs)
         if not market["spot"] or market["quote"] != self.config.currency: raise BrokerError(f"{theirs} is no spot market in {self.config.currency}.")
         return market
 
     def _state(self, order: dict) -> OrderState:
         "Read an order; raises `BrokerError`."
-        if order.get("status") not in CCXT_STATUS: raise BrokerError(f"{self.name} says that order {order.get('clientOrderId')} is {order.get('status')!r}, a status nobody here knows.")
+        status = order.get("status")
+        if status not in CCXT_STATUS: raise BrokerError(f"{self.name} has an order that is {in_words(status, self._secrets)!r}, a status nobody here knows.")
         amount, filled = (None if order.get(key) is None else as_number(order[key], key) for key in ("amount", "filled"))
         ours = next((ours for ours, theirs in self.config.symbols.items() if theirs == order.get("symbol")), str(order.get("symbol")))
-        return order_state(CCXT_STATUS[order["status"]], amount, filled or 0.0, client_order_id=str(order.get("clientOrderId")), broker_order_id=str(order["id"]),
-                           symbol=ours, side=order.get("side"), average_price=order.get("average") or None, reason="")
+        return order_state(CCXT_STATUS[status], amount, filled or 0.0, client_order_id=str(order.get("clientOrderId")), broker_order_id=str(order["id"]),
+                           symbol=ours, side=order.get("side"), average_price=order.get("average") or None)
 
     def account(self) -> AccountState:
         "Cash in the account's currency, and what is held of the markets to trade, at the last price; what else is there does not count."
         balance, markets = self._call("fetch_balance"), {symbol: self._market(symbol) for symbol in self.config.symbols}
         total = {code: as_number(value, code) for code, value in balance["total"].items() if value}
-        if not total: raise BrokerError(f"{self.name} tells of an account with nothing in it. Try: look at it there; {self.config.currency} is needed to trade.")
+        if not total: raise BrokerError(f"{self.name} tells of an account with nothing in it. Try: {self.config.currency} is needed to trade.")
         held = {symbol: total[market["base"]] for symbol, market in markets.items() if market["base"] in total}
         prices = {symbol: as_number(self._call("fetch_ticker", markets[symbol]["symbol"])["last"], f"the price of {symbol}") for symbol in held}
         cash = total.get(self.config.currency, 0.0)
+        equity = cash + sum(held[symbol] * prices[symbol] for symbol in held)
         barred = isinstance(balance.get("info"), dict) and balance["info"].get("canTrade") is False
-        return AccountState("TRADING BARRED" if barred else "ACTIVE", cash, cash + sum(held[symbol] * prices[symbol] for symbol in held), self.config.currency, held)
+        return AccountState("TRADING BARRED" if barred else "ACTIVE", cash, equity, self.config.currency, held)
 
     def _known(self, client_order_id: str) -> dict | None:
         "The order of this id in any of our markets."
@@ -535,7 +553,7 @@ class CcxtAccount:
             if order is None: continue
             if order.get("clientOrderId") != client_order_id: raise BrokerError(f"{self.name} was asked for order {client_order_id} and tells of another.")
             return order
-        if not self.config.symbols: raise BrokerError(f"Order {client_order_id} is looked for in the markets to trade, and there are none. Try: name them in symbols.")
+        if not self.config.symbols: raise BrokerError("Orders are looked for in the markets to trade, and there are none. Try: name them in symbols.")
 
     def find(self, client_order_id: str) -> OrderState | None:
         "The order of this id; None only when the exchange says for each of our markets that there is none."
@@ -561,7 +579,7 @@ class CcxtBroker(CcxtAccount):
         "Send an order, once. What is not understood afterwards may have been taken."
         Latch(self.root).check()
         market, whole = self._market(request.symbol), request.quantity is not None
-        request = sized(request, lambda: self.account().equity)
+        request = sized(request, self.account)
         amount = self._call("amount_to_precision", market["symbol"], request.quantity)
         if (known := self._known(request.client_order_id)) is not None: return self._same(request, known, market, float(amount) if whole else None)
         order = self._call("create_order", market["symbol"], *self._told(request, market, float(amount)))
@@ -590,7 +608,7 @@ class CcxtBroker(CcxtAccount):
         price = float(self._call("price_to_precision", market["symbol"], request.price)) if request.type == "limit" else None
         wanted = {"symbol": market["symbol"], "side": request.side, "amount": amount, "price": price}
         differing = [key for key, value in wanted.items() if value is not None and _plain(known.get(key)) != value]
-        if differing: raise BrokerError(f"{self.name} has another order under {request.client_order_id}: it differs in {', '.join(differing)}. Each order has an id of its own.")
+        if differing: raise BrokerError(f"{self.name} has another order under {request.client_order_id}: it differs in {', '.join(differing)}.")
         return self._state(known)
 
     def cancel(self, client_order_id: str) -> OrderState:
@@ -637,5 +655,6 @@ def account_check(
     mode = "live" if settings.live.enabled else "paper"
     look, _, config = _connector(settings, mode, changes)
     account = look(config, settings.root).account()
-    if account.status != "ACTIVE": raise BrokerError(f"The {mode} account at {settings.live.broker} is not ACTIVE: {account.status}. Try: its web page says what is missing.")
+    if account.status != "ACTIVE":
+        raise BrokerError(f"The {mode} account at {settings.live.broker} is not ACTIVE: {account.status}. Try: its web page says what is missing.")
     return f"the {mode} account at {settings.live.broker} is ACTIVE: equity {account.equity:.2f} {account.currency}, positions: {len(account.positions)}"

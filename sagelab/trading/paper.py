@@ -96,9 +96,9 @@ class PaperBroker(SimulatedBroker):
         self.desk = OrderDesk(self, journal=self.journal, latch=latch, retry=retry, clock=SimulatedClock(), symbols=[account.symbol] if account.symbol else None,
                               gate=self._gate, prefix=self.journal.session or "paper")
         self._named: dict[str, Order] = {}
-        self._attempts: dict[str, int] = {}
+        self._attempts: dict[int, int] = {}
         self._paid: dict[str, float] = {}
-        self._parts = self._exits = 0
+        self._exits = 0
         self._bar_open_ns, self._row, self._close = 0, None, 0.0
         self._refresh()
 
@@ -113,13 +113,16 @@ class PaperBroker(SimulatedBroker):
         "Send an order of the engine through the desk."
         order.client_order_id = f"{self.desk.prefix}-{order.order_id:06d}"
         self.orders.append(order)
+        if order.purpose == "entry" and (reason := self._refusal(order)):
+            self.journal.write("order.refused", client_order_id=order.client_order_id, reason=reason)
+            if self.books.position * order.direction >= 0:
+                order.status = "rejected"
+                self._refresh()
+                return order
+            # It would have turned the position round: the half that closes it may go.
+            order.purpose, order.size_pct = "exit", 100.0
         request = OrderRequest(order.client_order_id, self.books.symbol, "buy" if order.direction > 0 else "sell", None, order.kind, order.price,
                                {"size_pct": order.size_pct, "purpose": order.purpose, "time": iso_time(order.created_ns), "reason": order.reason})
-        if order.purpose == "entry" and (reason := self._refusal(order)):
-            order.status = "rejected"
-            self.journal.write("order.refused", client_order_id=order.client_order_id, reason=reason)
-            self._refresh()
-            return order
         self._named[order.client_order_id] = order
         self.desk.clock.set(order.created_ns)
         # What a broker does to an order is in the journal; a strategy sees that it has no position.
@@ -131,18 +134,20 @@ class PaperBroker(SimulatedBroker):
         request: OrderRequest,
     ) -> OrderState:
         "Take an order, as a broker does: it may refuse, and the line may break before or after it heard."
-        name = request.client_order_id
-        self._attempts[name] = attempt = self._attempts.get(name, 0) + 1
-        seed, broken = self.conditions.seed, self.conditions.disconnect
-        if broken and chance(seed, name, attempt, "disconnect") < broken:
-            if chance(seed, name, attempt, "heard") < 0.5: self._accept(request)
-            raise BrokerUnreachable("the line broke")
-        if self.conditions.reject and chance(seed, name, "reject") < self.conditions.reject: raise BrokerError("rejected by the paper broker")
-        return self._accept(request)
-
-    def _accept(self, request: OrderRequest) -> OrderState:
-        "Put an order among the working ones, once."
         order = self._named.get(request.client_order_id) or self._own(request)
+        self._attempts[order.order_id] = attempt = self._attempts.get(order.order_id, 0) + 1
+        # By number, not by name: another session of the same kind has the same trouble.
+        seed, broken, number = self.conditions.seed, self.conditions.disconnect, order.order_id
+        if broken and chance(seed, number, attempt, "disconnect") < broken:
+            if chance(seed, number, attempt, "heard") < 0.5: self._accept(order)
+            raise BrokerUnreachable("the line broke")
+        if self.conditions.reject and chance(seed, number, "reject") < self.conditions.reject:
+            order.status = "rejected"
+            raise BrokerError("rejected by the paper broker")
+        return self._accept(order)
+
+    def _accept(self, order: Order) -> OrderState:
+        "Put an order among the working ones, once."
         if order not in self.working and order.status == "created":
             self.desk.clock.sleep(self.conditions.latency_ns(order.order_id) / 1e9)
             order.arrival_ns = self.desk.clock.now_ns()
@@ -205,7 +210,8 @@ class PaperBroker(SimulatedBroker):
         "Why the limits say no to an entry; None where they do not, or are only watched."
         if self.risk is None: return None
         book = self._book_of()
-        asked = risk_order(order.decision, self.books.symbol, self._close or order.expected_price, book) if order.decision else None
+        asked = risk_order(order.decision, self.books.symbol, self._close or order.expected_price, book,
+                           self.books.buying_power(self._close or order.expected_price, order.direction)) if order.decision else None
         return self._asked(asked, book) if asked else None
 
     def _gate(self, request: OrderRequest) -> str | None:
@@ -289,7 +295,7 @@ class PaperBroker(SimulatedBroker):
 
     def _worsened(self, order: Order, price: float) -> float:
         most = self.conditions.slippage
-        return price * (1 + order.direction * most * chance(self.conditions.seed, order.client_order_id, order.filled, "slippage")) if most else price
+        return price * (1 + order.direction * most * chance(self.conditions.seed, order.order_id, order.filled, "slippage")) if most else price
 
     def _slips(self, order: Order, price: float) -> bool:
         "Would it fill further off than the limits allow, and is it withheld for that?"
@@ -303,8 +309,7 @@ class PaperBroker(SimulatedBroker):
         "How much the market takes now."
         if order.quantity is None: order.quantity = wanted
         if not self.conditions.partial_fill or wanted <= 0: return wanted
-        self._parts += 1
-        part = (order.client_order_id, round(order.filled / order.quantity, 9))
+        part = (order.order_id, round(order.filled / order.quantity, 9))
         if chance(self.conditions.seed, *part, "partial") >= self.conditions.partial_fill: return wanted
         return wanted * (0.1 + 0.8 * chance(self.conditions.seed, *part, "share"))
 
