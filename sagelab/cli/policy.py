@@ -28,8 +28,8 @@ def policy_record() -> dict:
     written = load_settings()
     held, notes = effective_settings(written)
     state = open_latch(written.root).state()
-    limits = [{"key": s.key, "value": _plain(s.value), "written": _plain(s.written), "confirmed": _plain(s.confirmed), "default": _plain(s.default), "tighter": s.direction.words,
-               "confirmed_by": s.entry and s.entry.actor, "confirmed_at": s.entry and s.entry.time} for s in limit_states(written)]
+    limits = [{"key": s.key, "value": _plain(s.value), "written": _plain(s.written), "confirmed": _plain(s.confirmed), "default": _plain(s.default),
+               "tighter": s.direction.words, "confirmed_by": s.entry and s.entry.actor, "confirmed_at": s.entry and s.entry.time} for s in limit_states(written)]
     return {"lab": str(written.root), "you": asdict(current_person(written)), "roles": _roles(held), "gates": [asdict(gate) for gate in GATES],
             "limits": limits, "stop": state and asdict(state), "notes": notes}
 

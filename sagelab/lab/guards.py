@@ -60,7 +60,8 @@ def count_trials(
 def _add_sweep(found: Trials, strategy: type, settings: Settings, data: dict):
     "Every cell of a sweep; where its table is not what it was, only their number."
     import pandas as pd
-    path = settings.state/"sweeps"/data["table"]
+    # A sweep of an early release left no name of its table.
+    path = settings.state/"sweeps"/data.get("table", "unnamed")
     if not path.is_file() or sha256(path) != data["table_sha256"]:
         found.unknown += data["cells"]
         found.notes.append(f"The table of a sweep of {data['cells']:,} cells is gone or was altered; its cells still count.")

@@ -117,9 +117,11 @@ def _alarm(look):
     outer = os_signal.setitimer(os_signal.ITIMER_REAL, PULSE, PULSE)
     try: yield
     finally:
+        # The timer first: an alarm that nobody handles ends the process.
+        os_signal.setitimer(os_signal.ITIMER_REAL, 0)
         os_signal.signal(os_signal.SIGALRM, before)
         # A backtest inside a strategy of another: the outer watchdog looks on.
-        os_signal.setitimer(os_signal.ITIMER_REAL, *outer)
+        if outer[0]: os_signal.setitimer(os_signal.ITIMER_REAL, *outer)
 
 # %% ../../nbs/42_trading.engine.ipynb #5ba844ea
 class _Hung(BaseException):
