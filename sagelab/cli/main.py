@@ -7,13 +7,14 @@ __all__ = ['build_app', 'join_pairs', 'main']
 
 # %% ../../nbs/99_cli.main.ipynb #7b19f5fd
 import os, sys
-import typer
-from . import experiment, lab, market, policy, trading
 from .console import guard_logs, report_error
+from ..core.stop import quick_stop
 
 # %% ../../nbs/99_cli.main.ipynb #41e67534
-def build_app() -> typer.Typer:
+def build_app():  # typer.Typer
     "All verbs."
+    import typer
+    from sagelab.cli import experiment, lab, market, policy, trading
     app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
                       help="A research lab whose numbers can be trusted: they re-run bit for bit, and every run says what it depends on.",
                       epilog="Start with `sagelab demo`. An error is one sentence; --debug shows the traceback.")
@@ -52,8 +53,13 @@ def main(
     "Run a command and answer its exit code; errors are told, not raised, unless --debug asks for it."
     words = sys.argv[1:] if words is None else words
     debug = "--debug" in words or bool(os.environ.get("SAGELAB_DEBUG"))
-    if words and "--help" not in words: guard_logs()
-    try: return build_app()(join_pairs([w for w in words if w != "--debug"]), prog_name="sagelab", standalone_mode=True) or 0
+    try:
+        # Stopping cannot wait for the command line to load.
+        if words[:1] == ["stop"] and (stopped := quick_stop(words[1:])):
+            from sagelab.cli.policy import tell_stopped
+            return tell_stopped(stopped, "--json" in words) or 0
+        if words and "--help" not in words: guard_logs()
+        return build_app()(join_pairs([w for w in words if w != "--debug"]), prog_name="sagelab", standalone_mode=True) or 0
     except SystemExit as stop:
         # typer answers Ctrl-C by this code, without a word.
         if stop.code == 130: return report_error(KeyboardInterrupt(), "--json" in words)

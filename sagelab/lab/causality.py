@@ -191,9 +191,8 @@ def _evidence(bars, number: int, future: Future, before, after) -> dict:
 
 def _overview(bars, numbers: list[int]) -> dict:
     "All of history, and where it was cut."
-    close, labels = bars.close.to_numpy(), bars.index.as_unit("ns").asi8
-    kept = thin(close, 1000)
-    return {"times": labels[kept].tolist(), "close": close[kept].tolist(), "other": [], "first": None, "cuts": labels[numbers].tolist()}
+    labels = bars.index.as_unit("ns").asi8
+    return {"times": labels, "close": bars.close.to_numpy(), "other": [], "first": None, "cuts": labels[numbers].tolist()}
 
 # %% ../../nbs/79_lab.causality.ipynb #d7b18a0d
 @dataclass
@@ -237,6 +236,10 @@ class _Look:
         "Bars after which to look into the strategy's head."
         return [Future(self.timeline, number, "cut") for number in numbers]
 
+    def touches(self) -> bool:
+        "Does it have any data but what the engine gives it?"
+        return bool(self.reference.served or self.reference.read or self.trials.origin.memory)
+
     def choose(self) -> None:
         "Choose the cuts."
         events = {int(self.timeline.labels.searchsorted(ns)): d[-1].side for ns, d in self.reference.decisions.items()}
@@ -244,7 +247,7 @@ class _Look:
 
     def probe(self, future: Future) -> _Leak | None:
         "Run up to a cut in another future, and compare."
-        trial = self.trials.run(future, watched=[future])
+        trial = self.trials.run(future, watched=[future] if self.heads else ())
         self.progress(self.trials.count)
         self.served = {name: self.served.get(name, False) or other for name, other in (self.served | trial.served).items()} | {n: True for n, other in trial.served.items() if other}
         self.sealed = not any(trial.served.values())
@@ -282,7 +285,7 @@ def _second(look: _Look) -> _Leak | None:
     "Run once more without a fresh start."
     trials, first = look.trials, look.reference
     watched = look.watch(look.numbers)
-    kept = trials.run(scratch=look.scratch, fresh=False, seed=trials.seed + 1, watched=watched)
+    kept = trials.run(scratch=look.scratch, fresh=False, seed=trials.seed + 1, watched=watched if look.touches() else ())
     look.progress(trials.count)
     look.heads = kept.heads
     if not kept.error and not differing(first.decisions, kept.decisions): return None
@@ -479,14 +482,15 @@ def causality_figure(
     "The close, where the future was changed, and where that was known too early."
     import numpy as np
     from sagelab.lab.plots import _figure
-    seen, x = found.evidence, milliseconds(np.array(found.evidence["times"], "int64"))
-    close = np.array(seen["close"], "float32")
+    seen = found.evidence
+    kept = thin(np.array(seen["close"]), 1000)
+    x, close = milliseconds(np.array(seen["times"], "int64"))[kept], np.array(seen["close"], "float32")[kept]
     traces = [{"type": "scatter", "x": x, "y": close, "name": "close", "mode": "lines", "line": {"color": NEUTRAL, "width": 1.4}, "hovertemplate": "%{y:,.6g}<extra>close</extra>"}]
     if seen["other"]:
         other = np.array([np.nan if value is None else value for value in seen["other"]], "float32")
         traces.append({"type": "scatter", "x": x, "y": other, "name": "another future", "mode": "lines", "line": {"color": COLOURS[0], "width": 1.4, "dash": "dot"}, "hovertemplate": "%{y:,.6g}<extra>another future</extra>"})
     if seen["first"] is not None:
-        place = seen["times"].index(seen["first"])
+        place = list(seen["times"]).index(seen["first"])
         told = f"<b>known too early</b><br>as it was: {label(seen['before'])}<br>in another future: {label(seen['after'])}"
         traces.append({"type": "scatter", "x": x[[place]], "y": close[[place]], "name": "known too early", "mode": "markers", "hovertext": [told], "hoverinfo": "text",
                        "marker": {"symbol": "x", "color": LOSS, "size": 11}})

@@ -316,7 +316,7 @@ def _baseline_again(order: dict, settings: Settings, bars, given: dict) -> tuple
     from sagelab.trading.engine import backtest
     baseline = order["baseline"]
     try: again = backtest(_load({"file": order["baseline_file"], "strategy": baseline["strategy"]}, settings), bars, baseline["parameters"], **given,
-                          timeout=settings.trading.tick_timeout_seconds, trial=False)
+                          timeout=settings.trading.tick_timeout_seconds, lab=settings.root, trial=True)
     except SageLabError as error: return None, f"The baseline could not be run again: {error}"
     if again.trades_sha256 == baseline["trades_sha256"]: return again, ""
     return again, f"The baseline's figures are those of its run; its strategy as it is now trades differently ({again.metrics['return']:.2%} instead of {baseline['metrics']['return']:.2%})."

@@ -289,7 +289,7 @@ def _plain_layout(figure, **more):
     from sagelab.lab.plots import FONT
     axis = {"gridcolor": "#e4e1da", "zerolinecolor": "#b9b5ab", "automargin": True}
     return figure.update_layout(font={"family": FONT, "size": 12, "color": "#33373d"}, margin={"l": 8, "r": 24, "t": 24, "b": 40}, height=320, xaxis=axis, yaxis=axis,
-                                showlegend=False, **more)
+                                showlegend=False, paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", **more)
 
 def selection_figure(
     found: dict,  # of `check_selection`
@@ -329,7 +329,7 @@ def guard_page(
     parts = "".join(f"<section><h2>{WORDS[name]} <b class='verdict {'found' if verdict['verdict'] in FINDINGS else ''}'>{safe(verdict['verdict'])}</b></h2>"
                     f"<p>{safe(verdict['sentence'])}</p>{report.figures[name]().to_html(full_html=False, include_plotlyjs=False, config={'displaylogo': False, 'displayModeBar': False})}</section>"
                     for name, verdict in report.verdicts.items())
-    title = f"{safe(report.strategy)} on {safe(report.symbol or 'a file')}: {'nothing found' if report.clean else ', '.join(report.findings)}"
+    title = f"{safe(report.strategy)} on {safe(report.symbol or 'a file')}: {verdict_words(report.to_dict())}"
     return (f"<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width, initial-scale=1'><meta name='color-scheme' content='light'>"
             f"<title>{title}</title><style>{STYLE} :root {{ color-scheme: light }} .verdict {{ font-weight: 600; color: var(--link) }} .found {{ color: var(--warn) }}</style>"
             f"<script>{get_plotlyjs().replace('</script', '<' + chr(92) + '/script')}</script></head>\n<body data-print><div class='page'><header><p class='over'>SageLab · guards</p><h1>{title}</h1></header>"

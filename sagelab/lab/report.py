@@ -159,10 +159,10 @@ BAD = ("leak", "warning", "overfit", "fragile", "does not repeat")
 
 def _verdict_cell(found) -> str:
     "A verdict, in a word or two."
-    if not isinstance(found, dict): return "<td class='word'>not asked</td>"
+    if not isinstance(found, dict): return "<td >not asked</td>"
     chance = found.get("deflated_sharpe")
     more = f" · {number(chance, 0, '%', 100)}" if isinstance(chance, (int, float)) else ""
-    return f"<td class='word {'bad' if found.get('verdict') in BAD else ''}'>{safe(found.get('verdict'))}{more}</td>"
+    return f"<td class='{'bad' if found.get('verdict') in BAD else ''}'>{safe(found.get('verdict'))}{more}</td>"
 
 def _verdict_rows(names: list[str], verdicts: dict) -> str:
     "A row for each guard, above the figures that they are about."
@@ -296,7 +296,7 @@ th, td { padding: .45rem .75rem; text-align: right; vertical-align: top; white-s
 thead th { border-bottom: 1.5px solid var(--soft); vertical-align: bottom; font-weight: 600; background: var(--paper) } .tall thead th { position: sticky; top: 0; z-index: 2 }
 th[scope=row], thead th:first-child { position: sticky; left: 0; background: var(--paper); z-index: 1; text-align: left; padding-left: 0 } .tall thead th:first-child { z-index: 3 }
 .figures { width: auto; min-width: min(100%, 30rem) } .figures th[scope=col] { white-space: normal; overflow-wrap: anywhere; min-width: 6.5rem } .figures th[scope=row], .figures thead th:first-child { width: 17rem; min-width: 8.5rem; white-space: normal; padding-top: 0; padding-bottom: 0 } .figures tbody tr:hover > * { background: var(--raised) }
-.guard td { font-weight: 600 } .bad, .doubted { color: var(--warn) } .doubted::after { content: ' !' } .guard:nth-child(4) > * { border-bottom: 1.5px solid var(--soft) }
+.guard td { font-weight: 600; text-align: right } .bad, .doubted { color: var(--warn) } .doubted::after { content: ' !' } .guard:nth-child(4) > * { border-bottom: 1.5px solid var(--soft) }
 aside details { margin: 0 0 .5rem } aside summary { cursor: pointer; min-height: 2rem }
 .figures summary { padding: .45rem 0; min-height: 2rem; cursor: pointer; list-style: none; text-decoration: underline dotted var(--soft) 1px; text-underline-offset: .25em } .figures summary::-webkit-details-marker { display: none } .figures details p { font-weight: 400; color: var(--soft); font-size: .8125rem; margin: 0 0 .6rem; max-width: 16rem }
 abbr { text-decoration: none; color: var(--soft) } .unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap }

@@ -149,6 +149,6 @@ def robustness_figure(
     figure = go.Figure({"type": "bar", "orientation": "h", "x": values, "y": [label(row["what"]) for row in rows], "marker": {"color": colours},
                         "text": [f"{value:.2f}" for value in values], "textposition": "auto", "cliponaxis": False, "hovertemplate": "%{y}: %{x:.3f}<extra></extra>"}, {"template": "none"})
     if found.base["sharpe"]: figure.add_vline(x=found.base["sharpe"], line={"color": NEUTRAL, "width": 1, "dash": "dot"})
-    return figure.update_layout(font={"family": FONT, "size": 12, "color": "#33373d"}, height=90 + 24 * len(rows), margin={"l": 8, "r": 24, "t": 12, "b": 40},
+    return figure.update_layout(font={"family": FONT, "size": 12, "color": "#33373d"}, height=90 + 24 * len(rows), paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", margin={"l": 8, "r": 24, "t": 12, "b": 40},
                                 xaxis={"title": {"text": "Sharpe ratio"}, "gridcolor": "#e4e1da", "zerolinecolor": "#b9b5ab", "automargin": True},
                                 yaxis={"autorange": "reversed", "automargin": True})

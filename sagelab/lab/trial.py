@@ -264,14 +264,15 @@ class _Recorder:
     "A strategy that runs a strategy and writes down what it decides."
     def __init__(self, inner, config, trial: Trial, first_ns: int, watched: dict):
         self.name, self._inner, self._config, self._trial = getattr(inner, "name", "") or type(inner).__name__, inner, config, trial
-        self.knowledge_cutoff, self._first, self._watched, self._market = getattr(inner, "knowledge_cutoff", None), first_ns, watched, None
-        self.on_tick = self._ticker(inner.on_tick, watched)
+        self.knowledge_cutoff, self._first = getattr(inner, "knowledge_cutoff", None), first_ns
+        self.on_tick, self.moved = self._ticker(inner.on_tick)
+        if watched: self.on_tick = self._watcher(self.on_tick, watched)
 
     def initialize(self, config) -> None: self._inner.initialize(self._config)
 
     def on_new_signal(self, signal):
         "Hand on a signal; before the first tick it is of the first bar."
-        self._trial.last_ns = now = self._market.time_ns if self._market else self._first
+        self._trial.last_ns = now = self.moved() or self._first
         return self._note(now, self._inner.on_new_signal(signal))
 
     def _note(self, now: int, decision):
@@ -279,23 +280,32 @@ class _Recorder:
         if decision is not None: self._trial.decisions[now] = (*self._trial.decisions.get(now, ()), decision)
         return decision
 
-    def _ticker(self, tick, watched: dict):
-        "The recorder's own `on_tick`; it is paid for at every bar."
-        note, trial = self._note, self._trial
+    def _ticker(self, tick) -> tuple:
+        "The recorder's own `on_tick`, which is paid for at every bar, and a function that tells the bar."
+        seen, note = None, self._note
         def on_tick(market):
-            self._market = market
+            nonlocal seen
+            seen = market
             decision = tick(market)
-            if decision is not None: note(market.time_ns, decision)
-            if market.time_ns in watched: trial.heads[market.time_ns] = leaves(self._inner, watched[market.time_ns])
+            return decision if decision is None else note(market.time_ns, decision)
+        return on_tick, lambda: seen and seen.time_ns
+
+    def _watcher(self, tick, watched: dict):
+        "Look into the strategy's head after some bars."
+        def on_tick(market):
+            decision = tick(market)
+            if market.time_ns in watched: self._trial.heads[market.time_ns] = leaves(self._inner, watched[market.time_ns])
             return decision
         return on_tick
 
-    def moved(self): return self._market.time_ns if self._market else None
-
-def _engine(recorder, bars, signals, assumptions: dict, timeout, lab) -> None:
-    "Run the engine."
-    from sagelab.trading.engine import backtest
-    backtest(recorder, bars, **assumptions, signals=signals, timeout=timeout, lab=lab, trial=False)
+def _engine(recorder, bars, signals, costs, cash: float, fill: str, timeout, lab) -> None:
+    "Run the engine; the bars were checked before."
+    from sagelab.trading.broker import SimulatedBroker
+    from sagelab.trading.costs import Costs
+    from sagelab.trading.engine import lab_latch, play
+    costs = costs or Costs()
+    play(recorder, bars, {}, lambda account: SimulatedBroker(account, costs, fill), {"cash": cash, "fill": fill, **costs.model_dump()},
+         signals=signals, timeout=timeout, latch=lab_latch(lab), lab=lab)
 
 # %% ../../nbs/68_lab.trial.ipynb #640edfc8
 class Trials:
@@ -305,14 +315,14 @@ class Trials:
         bars,  # Bars, checked
         parameters: dict,  # of the strategy
         signals: list | None,
-        assumptions: dict,  # costs, cash and fill
+        assumptions: dict,  # costs (or None), cash and fill
         seed: int,
         timeout: float | None,  # seconds that one bar may take
         lab=None,
     ):
         self.bars, self.timeline, self.seed = bars, Timeline(bars), seed
         self.origin, self._kept = Origin(strategy, lab), {}
-        self._given, self._parameters, self._signals, self._timeout = (assumptions, timeout, lab), parameters, signals, timeout
+        self._given, self._parameters, self._signals, self._timeout = assumptions | {"timeout": timeout, "lab": lab}, parameters, signals, timeout
         self._scratches, self.hidden, self.bars_run, self.count = [], set(), 0, 0
 
     def scratch(self) -> Scratch:
@@ -365,7 +375,7 @@ class Trials:
                 config = build_config(kept["kind"], parameters) if isinstance(inner, Strategy) else parameters
                 recorder = _Recorder(inner, config, trial, int(bars.index[0].value), heads)
                 trial.moved = recorder.moved
-                try: _engine(recorder, bars, signals, *given)
+                try: _engine(recorder, bars, signals, **given)
                 finally: trial.last_ns = recorder.moved() or trial.last_ns
             except (Stopped, UsageError): raise
             except SageLabError as error: trial.error = str(error)

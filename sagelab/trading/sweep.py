@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Literal
 from ..core.errors import GridError, UnknownName, UsageError
+from ..core.stop import lab_latch
 from ..strategy.base import build_config
 from .costs import Costs
 from .metrics import periods_per_year
@@ -158,6 +159,7 @@ def sweep(
     from sagelab.trading.engine import checked_bars
     if fill not in ("next_open", "close"): raise UsageError(f"fill = {fill!r}; it is next_open or close.")
     bars, costs = checked_bars(bars, lab), costs or Costs()
+    if latch := lab_latch(lab): latch.check()
     strategy = get_strategy(strategy, lab) if isinstance(strategy, str) else strategy
     columns, periods = _columns(check_grid(strategy, grid, len(bars), max_memory_mb)), periods or periods_per_year(bars.index)
     begun, by_kernel = time.perf_counter(), compiled and strategy.compiled is not None and not costs.funding
