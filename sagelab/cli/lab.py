@@ -43,12 +43,17 @@ def _print_figures(run):
     results = run.manifest["results"]
     if not results: return
     first = results[0]
-    from sagelab.lab.guards import verdict_words
-    verdicts = run.manifest.get("verdicts", {})
-    print_table(["strategy", *(f">{f.replace('_', ' ')}" for f in FIGURES), "future · memory · luck · robust"],
-                [[r["strategy"], *(show_figure(f, r["metrics"][f]) for f in FIGURES), verdict_words(verdicts.get(r["strategy"], {}))] for r in results],
+    print_table(["strategy", *(f">{f.replace('_', ' ')}" for f in FIGURES)],
+                [[r["strategy"], *(show_figure(f, r["metrics"][f]) for f in FIGURES)] for r in results],
                 f"{first['symbol']}, {first['bars']:,} bars, {first['from'][:10]} .. {first['to'][:10]}, "
                 f"fee {100 * first['assumptions']['fee']:g} %, fills at {first['assumptions']['fill'].replace('_', ' ')}")
+    _print_verdicts(results, run.manifest.get("verdicts", {}))
+
+def _print_verdicts(results: list[dict], verdicts: dict):
+    "What the guards say of these figures, a row for each strategy."
+    from sagelab.lab.guards import WORDS, verdict_words
+    rows = [[r["strategy"], *(verdict_words({guard: verdicts.get(r["strategy"], {}).get(guard)}) for guard in WORDS)] for r in results]
+    print_table(["strategy", "saw the future?", "its model remembers?", "skill, not luck?", "does it break?"], rows)
 
 def _run_record(run) -> dict:
     return {"run_id": run.run_id, "folder": str(run.folder), "report": str(run.report), "parameters": run.manifest["parameters"],
@@ -171,4 +176,6 @@ def lab_verb(
     if as_json: print_json({"lab": str(root), "pid": os.getpid(), "list": f"{sys.executable} -m jupyter server list --json"})
     sys.stdout.flush()
     os.chdir(root)
+    # Notebooks that are opened here belong to this lab: what they try is counted in its ledger.
+    os.environ["SAGELAB_LAB"] = str(root)
     os.execv(sys.executable, words + (["--no-browser"] if no_browser else []))

@@ -124,7 +124,9 @@ def _cross_validated(run, trials: Trials, own: str, yearly: float, progress) -> 
     for place, parameters in enumerate(chosen):
         columns.append(_returns(run(parameters)))
         if progress: progress(place + 1, len(chosen))
-    matrix = np.column_stack(columns)
+    # Variants that did the same thing are no choice, and would only tie.
+    matrix = np.unique(np.column_stack(columns), axis=1)
+    if matrix.shape[1] < 2: return none | {"pbo": 0.0, "notes": ["All variants did the same, so there was nothing to choose from."]}
     found = probability_of_overfitting(matrix)
     notes = [f"No probability of overfitting: {found.reason}."] if found.pbo is None else []
     try:

@@ -357,8 +357,9 @@ def variant_sha256(
     parameters: dict,
     assumptions: dict,
 ) -> str:
-    "What tells one variant from another on the same data."
-    return sha256(canonical_json([strategy, {k: str(v) for k, v in parameters.items()}, {k: str(v) for k, v in assumptions.items()}]))
+    "What tells one variant from another on the same data; 70 and 70.0 are the same number."
+    same = lambda value: str(float(value)) if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+    return sha256(canonical_json([strategy, *({k: same(v) for k, v in values.items()} for values in (parameters, assumptions))]))
 
 def record_trial(
     result: BacktestResult,
