@@ -53,7 +53,7 @@ def _print_verdicts(results: list[dict], verdicts: dict):
     "What the guards say of these figures, a row for each strategy."
     from sagelab.lab.guards import WORDS, verdict_words
     rows = [[r["strategy"], *(verdict_words({guard: verdicts.get(r["strategy"], {}).get(guard)}) for guard in WORDS)] for r in results]
-    print_table(["strategy", "saw the future?", "its model remembers?", "skill, not luck?", "does it break?"], rows)
+    print_table(["strategy", "saw the future?", "model remembers?", "skill, not luck?", "breaks?"], rows)
 
 def _run_record(run) -> dict:
     return {"run_id": run.run_id, "folder": str(run.folder), "report": str(run.report), "parameters": run.manifest["parameters"],

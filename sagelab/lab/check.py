@@ -68,8 +68,25 @@ def _runs(settings: Settings) -> str:
     return f"runs: {len(runs)}, every artifact as it was written"
 
 # %% ../../nbs/78_lab.check.ipynb #cfdbf5d5
+def _stop(settings: Settings) -> str:
+    from sagelab.core.stop import open_latch
+    open_latch(settings.root).check()
+    return "nothing is stopped"
+
+def _limits(settings: Settings) -> str:
+    from sagelab.core.policy import effective_settings
+    from sagelab.core.errors import PolicyError
+    notes = effective_settings(settings)[1]
+    if notes: raise PolicyError(" ".join(notes))
+    return "every limit holds as it is written"
+
+def _broker(settings: Settings) -> str:
+    from sagelab.trading.connectors import account_check
+    return account_check(settings)
+
+# %% ../../nbs/78_lab.check.ipynb #7665c4e0
 ITEMS: dict[str, Callable[[Settings], str]] = {"settings": _settings, "disk": _disk, "secrets": _secrets, "data": _data, "strategies": _strategies,
-                                               "ledger": _ledger, "runs": _runs}
+                                               "ledger": _ledger, "runs": _runs, "stop": _stop, "limits": _limits, "broker": _broker}
 
 def check_lab(
     settings: Settings,

@@ -186,7 +186,7 @@ def verdict_words(
 ) -> str:  # "clean · clean · unproven 40 % · robust"
     "The verdicts as short as they can stand beside figures; what was found is in capitals."
     said = [(name, verdicts[name]) for name in GUARDS if isinstance(verdicts.get(name), dict)]
-    chance = lambda v: f" {100 * v['deflated_sharpe']:.0f} %" if v.get("deflated_sharpe") is not None else ""
+    chance = lambda v: f"\N{NO-BREAK SPACE}{100 * v['deflated_sharpe']:.0f}\N{NO-BREAK SPACE}%" if v.get("deflated_sharpe") is not None else ""
     return " · ".join((v["verdict"].upper() if v["verdict"] in FINDINGS else v["verdict"]) + chance(v) for _, v in said) or "not doubted"
 
 def guard_names(
