@@ -703,6 +703,11 @@ def test_a_permission_that_was_made_up(bench: Bench, root: Path, tmp_path_factor
     entry = open_ledger(elsewhere).append("live.allowed", {"strategy": "rsi", "broker": bench.kind})
     for given in (settings, load_settings(elsewhere)):
         with pytest.raises(PolicyError, match="knows of no such permission"): kind(bench.config(mode="live"), root, LivePermission(given, "rsi", bench.kind, entry.hash))
+    own = open_ledger(root).append("live.allowed", {"strategy": "rsi", "broker": bench.kind})
+    assert kind(bench.config(mode="live"), root, LivePermission(settings, "rsi", bench.kind, own.hash)).name == bench.kind
+    approve(root, kind="revoked")  # the reasons of another lab do not stand in for those of this one
+    with pytest.raises(PolicyError, match="knows of no such permission"):
+        kind(bench.config(mode="live"), root, LivePermission(load_settings(elsewhere), "rsi", bench.kind, own.hash))
 
 
 def test_a_permission_does_not_outlive_its_reasons(alpaca: Bench, root: Path, monkeypatch: pytest.MonkeyPatch):

@@ -16,7 +16,7 @@ from .market import Json
 experiment_verbs = typer.Typer(no_args_is_help=True, help="Experiments: a hypothesis on a branch of its own, tested, guarded, tried on paper, and decided by a person.")
 Which = Annotated[str, typer.Argument(help="An experiment's id, the end of one, or 'last'.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; it stands in the ledger.")]
-STAGES = {"check": "checking the candidate", "branch": "making branch and working tree", "tests": "running the strategy's tests", "backtest": "backtesting the candidate",
+STAGES = {"check": "checking the candidate", "branch": "making branch and working tree", "tests": "running the strategy's tests", "contract": "running the built-in check", "backtest": "backtesting the candidate",
           "baseline": "backtesting the baseline again", "causality": "guard: did it see the future?", "selection": "guard: was it luck?",
           "robustness": "guard: does it break?", "canary": "trading on paper", "report": "writing the report"}
 

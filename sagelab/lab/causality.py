@@ -357,13 +357,13 @@ def _try_harder(look: _Look) -> _Leak | None:
             if found := look.probe(future): return found
 
 def _earliest(look: _Look, found: _Leak) -> _Leak:
-    "The first decision that is found to depend on later bars, as far as three whole runs can tell."
-    labels, budget = look.timeline.labels, [3 * look.timeline.length]
+    "The first decision that is found to depend on later bars, as far as six whole runs can tell."
+    labels, budget = look.timeline.labels, [6 * look.timeline.length]
     last = int(labels.searchsorted(found.ns))
     bars = sorted(n for ns in look.reference.decisions if (n := int(labels.searchsorted(ns))) < last)
     def probe(place: int) -> _Leak | None:
         for future in sorted(_plan(look, [bars[place]]), key=lambda f: f.change != found.future.change):
-            if budget[0] <= 0 or future.number < 1: return None
+            if budget[0] <= 0: return None
             budget[0] -= future.number
             if (leak := look.probe(future)) and not leak.broke: return leak
     if not bars or found.broke or found.routes[0].startswith("state kept"): return found

@@ -102,7 +102,7 @@ class Timeline:
         with np.errstate(all="ignore"):
             returns = np.append(np.nan, prices[3][1:] / prices[3][:-1] - 1)
             self._lines = [prices[3], *prices[:3], returns, np.log1p(returns), np.append(np.nan, np.diff(prices[3]))]
-        self._seen = {}
+        self._seen, self.texts = {}, {}
 
     def places(self,
         values,  # float64 array
@@ -234,12 +234,14 @@ def change_frame(
     future: Future,
     frame,  # DataFrame, indexed by time or with a column of times
     known=None,  # int64 array: when each row was known, where that is certain
+    times: tuple | None = None,  # from `known_times`, where the times are not in the table
 ):  # DataFrame; the same object where nothing in it is of a later time
     "A table as it is in another future."
     import numpy as np
     numbers = _numbers(frame)
     if _is_calendar(frame, numbers, future.timeline): return frame
-    found = future.rows((known, True) if known is not None else _time_of(frame, future.timeline.labels), {} if known is not None else numbers, len(frame))
+    times = (known, True) if known is not None else times or _time_of(frame, future.timeline.labels)
+    found = future.rows(times, {} if known is not None else numbers, len(frame))
     if found is None: return frame
     rows, cells = found
     changed = frame.copy()
@@ -361,12 +363,13 @@ def _change_signals(future: Future, signals):
 
 def _like(items: list, before, after) -> list:
     "Rows of a table as the records, rows or numbers that they were."
-    found = []
-    for row in after.index:
-        item, values = items[row], after.loc[row]
-        if isinstance(item, dict): found.append({key: value if before.at[row, key] is values[key] else _plain(values[key]) for key, value in item.items()})
-        elif isinstance(item, (list, tuple)): found.append(type(item)(_plain(v) for v in values.tolist()[:len(item)]))
-        else: found.append(_plain(values.iloc[0]))
+    names, found = [*before.columns], []
+    old = before.iloc[after.index.to_numpy()].astype(object).to_numpy().tolist()
+    for row, was, now in zip(after.index.tolist(), old, after.astype(object).to_numpy().tolist()):
+        item = items[row]
+        if isinstance(item, dict): found.append(item | {name: _plain(b) for name, a, b in zip(names, was, now) if name in item and a is not b and a != b})
+        elif isinstance(item, (list, tuple)): found.append(type(item)(_plain(b) for b in now[:len(item)]))
+        else: found.append(_plain(now[0]))
     return found
 
 def _plain(value):
@@ -479,60 +482,91 @@ def _change_sqlite(future: Future, path: Path) -> bytes | None:
         return after.serialize() if touched else None
 
 # %% ../../nbs/66_lab.futures.ipynb #0e4fccfa
-def _change_text(future: Future, text: str) -> str | None:
-    "Separated text: CSV and its relatives, with or without a header."
-    import csv, io
+@dataclass
+class _Text:
+    "Separated text, taken apart."
+    lines: list[str]  # as they are, with their ends
+    cells: list[list[str]]  # of each line
+    body: list[int]  # which lines hold values
+    mark: str  # what separates cells
+    table: "pandas.DataFrame"  # the body, numbers where there are numbers
+    known: tuple | None  # when each row was known
+
+def _parsed(text: str, timeline: Timeline) -> _Text | None:
+    "Take text apart; None where it is no table."
+    import csv
     import pandas as pd
     lines = text.splitlines(keepends=True)
     middle = lines[len(lines) // 2] if lines else ""
     mark = max(",;\t|", key=middle.count)
-    cells = [line.split() for line in lines] if mark not in middle else [next(csv.reader([line], delimiter=mark), []) for line in lines]
-    body = [row for row, found in enumerate(cells) if found and len(found) == len(cells[len(lines) // 2]) and any(map(_has_value, found))]
+    cells = [line.split() for line in lines] if mark not in middle else [*csv.reader(lines, delimiter=mark)]
+    if len(cells) != len(lines): cells = [next(csv.reader([line], delimiter=mark), []) for line in lines]
+    width = len(cells[len(lines) // 2]) if lines else 0
+    body = [row for row, found in enumerate(cells) if found and len(found) == width and (_has_value(found[0]) or any(map(_has_value, found)))]
     if len(body) < 3: return None
-    frame = pd.DataFrame([cells[row] for row in body], index=body)
+    frame = pd.DataFrame([cells[row] for row in body])
     table = frame.apply(_to_numbers)
-    if len(times := [place for place in table if table[place].dtype.kind not in "fi" and looks_like_time(frame[place].iloc[-1])]) and _clock(frame, times[0]):
-        table[times[0]] = frame[times[0]] + " " + frame[_clock(frame, times[0])]
-    changed = change_frame(future, table.reset_index(drop=True))
-    if len(changed) == len(table) and changed.equals(table.reset_index(drop=True)): return None
-    return _rewritten(lines, cells, body, table.reset_index(drop=True), changed, mark if mark in middle else " ")
+    times = [place for place in table if table[place].dtype.kind not in "fi" and looks_like_time(frame[place].iloc[-1])]
+    clock = _clock(frame, times[0]) if times else None
+    known = known_times(frame[times[0]] + " " + frame[clock], timeline.labels) if clock is not None else _time_of(frame.set_axis(_header(cells, body, width), axis=1), timeline.labels)
+    return _Text(lines, cells, body, mark if mark in middle else " ", table, known)
+
+def _header(cells: list, body: list[int], width: int) -> list[str]:
+    "The names of the columns: the last line of words above the body, else numbers."
+    above = [found for found in cells[:body[0]] if len(found) == width]
+    return above[-1] if above and len(set(above[-1])) == width else [f"{place}" for place in range(width)]
 
 def _has_value(cell: str) -> bool:
     "Say whether a cell is a number or a time; a header has neither."
-    return bool(re.fullmatch(r"\s*[-+]?\d[\d.]*(e[-+]?\d+)?\s*", cell, re.I)) or looks_like_time(cell)
+    try: return float(cell) == float(cell)
+    except ValueError: return looks_like_time(cell)
 
 def _to_numbers(column):
     "A column as numbers where it holds any and is none of times."
     import pandas as pd
     if looks_like_time(column.iloc[len(column) // 2]): return column
-    numbers = pd.to_numeric(column.str.strip(), errors="coerce").astype("float64")
+    numbers = pd.to_numeric(column, errors="coerce").astype("float64")
     return numbers if numbers.notna().mean() > 0.5 else column
 
 def _clock(frame, place):
     "The column of a time of day beside a column of dates, if there is one."
     return next((other for other in frame if other != place and re.fullmatch(r"\s*\d\d?:\d\d(:\d\d)?\s*", str(frame[other].iloc[-1]))), None)
 
-def _rewritten(lines: list[str], cells: list, body: list, before, after, mark: str) -> str:
-    "The lines of the past as they were, those of the future as they are now."
-    import csv, io
-    gone, changed = set(before.index) - set(after.index), before.index.intersection(after.index)
-    numeric = [place for place in before if before[place].dtype.kind == "f"]
-    differ = (before.loc[changed, numeric] != after.loc[changed, numeric]) & ~(before.loc[changed, numeric].isna() & after.loc[changed, numeric].isna())
-    words = [place for place in before if place not in numeric]
-    other = differ.any(axis=1) | (before.loc[changed, words] != after.loc[changed, words]).any(axis=1)
-    made = {}
-    for row in changed[other]:
-        new, out = [*cells[body[row]]], io.StringIO()
-        for place in numeric:
-            if differ.at[row, place]: new[place] = _spelled(after.at[row, place], new[place])
-        for place in words:
-            if before.at[row, place] != after.at[row, place]: new[place] = after.at[row, place]
-        csv.writer(out, delimiter=mark, lineterminator="\n").writerow(new)
-        made[body[row]] = out.getvalue()
-    dropped = {body[row] for row in gone}
-    return "".join(made.get(row, line) for row, line in enumerate(lines) if row not in dropped)
+# %% ../../nbs/66_lab.futures.ipynb #d7178b49
+def _change_text(future: Future, text: str) -> str | None:
+    "Separated text: CSV and its relatives, with or without a header."
+    key = hash(text)
+    if key not in future.timeline.texts: future.timeline.texts[key] = _parsed(text, future.timeline)
+    parsed = future.timeline.texts[key]
+    if parsed is None: return None
+    changed = change_frame(future, parsed.table, times=parsed.known)
+    return None if changed is parsed.table else _rewritten(parsed, changed)
 
-def _spelled(number: float, before: str) -> str:
-    "A number as text; whole numbers stay whole, and what is not known is empty."
-    if number != number: return ""
-    return str(round(number)) if re.fullmatch(r"\s*[-+]?\d+\s*", before) else repr(float(number))
+def _rewritten(parsed: _Text, after) -> str:
+    "The lines of the past as they were, those of the future as they are now."
+    import numpy as np
+    rows = after.index.to_numpy()
+    before, lines = parsed.table.iloc[rows], [None] * len(parsed.lines)
+    made = {place: (before[place].to_numpy(), after[place].to_numpy()) for place in before}
+    differs = {place: ~((a == b) | ((a != a) & (b != b))) for place, (a, b) in made.items()}
+    for row in np.flatnonzero(np.logical_or.reduce([*differs.values()])):
+        cells = [*parsed.cells[parsed.body[rows[row]]]]
+        for place, differ in differs.items():
+            if differ[row]: cells[place] = _spelled(made[place][1][row], cells[place])
+        lines[parsed.body[rows[row]]] = _joined(cells, parsed.mark)
+    gone = {parsed.body[row] for row in set(range(len(parsed.body))) - set(rows.tolist())}
+    return "".join(new or old for number, (new, old) in enumerate(zip(lines, parsed.lines)) if number not in gone)
+
+def _joined(cells: list[str], mark: str) -> str:
+    "One line of cells."
+    import csv, io
+    if not any(mark in cell or '"' in cell for cell in cells): return mark.join(cells) + "\n"
+    out = io.StringIO()
+    csv.writer(out, delimiter=mark, lineterminator="\n").writerow(cells)
+    return out.getvalue()
+
+def _spelled(value, before: str) -> str:
+    "A cell as text; whole numbers stay whole, and what is not known is empty."
+    if isinstance(value, str): return value
+    if value != value: return ""
+    return str(round(value)) if before.strip().lstrip("+-").isdigit() else repr(float(value))

@@ -159,7 +159,7 @@ BAD = ("leak", "warning", "overfit", "fragile", "does not repeat")
 
 def _verdict_cell(found) -> str:
     "A verdict, in a word or two."
-    if not isinstance(found, dict): return "<td >not asked</td>"
+    if not isinstance(found, dict): return "<td>not asked</td>"
     chance = found.get("deflated_sharpe")
     more = f" · {number(chance, 0, '%', 100)}" if isinstance(chance, (int, float)) else ""
     return f"<td class='{'bad' if found.get('verdict') in BAD else ''}'>{safe(found.get('verdict'))}{more}</td>"
