@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIZERS', 'SizingState', 'annualised', 'Sizer', 'bounded', 'fixed_fraction', 'FixedFraction', 'volatility_scaled',
            'VolatilityScaled', 'kelly_stake', 'kelly_leverage', 'kelly_lite', 'KellyLite', 'build_sizer', 'sized',
-           'units']
+           'units', 'Sized']
 
 # %% ../../nbs/39_trading.sizing.ipynb #4424fe44
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from math import inf, isfinite, sqrt
 from numbers import Real
 from typing import Protocol, runtime_checkable
 from ..core.errors import OrderError, UnknownName, UsageError
-from ..strategy.base import Decision
+from ..strategy.base import Decision, Strategy
 
 # %% ../../nbs/39_trading.sizing.ipynb #9f8686db
 def _check(
@@ -209,3 +209,33 @@ def units(
     _check("account_balance", account_balance, "(-inf, inf)")
     _check("price", price)
     return max(0.0, size_pct / 100 * account_balance / price)
+
+# %% ../../nbs/39_trading.sizing.ipynb #4cbba82b
+class Sized(Strategy):
+    "Decides as another strategy does, in the size that a sizer asks for."
+    def __init__(self,
+        strategy: Strategy,
+        config,  # of that strategy
+        sizer: Sizer,
+        window: int = 60,  # bars that volatility, mean and variance are measured on
+        periods: float = 252,  # bars in a year
+        max_trade_risk_pct: float = 1.0,  # what a trade may lose at its stop, in per cent of the account
+    ):
+        self._inner, self._config, self._sizer, self._window, self._periods, self._risk = strategy, config, sizer, window, periods, max_trade_risk_pct
+        self.name = f"{strategy.name or type(strategy).__name__}+{type(sizer).__name__}"
+
+    def initialize(self, config): self._inner.initialize(self._config)
+
+    def on_tick(self, market):
+        decision = self._inner.on_tick(market)
+        if decision is None or decision.side == "flat": return decision
+        state = self._state(market)
+        return sized(decision, self._sizer, state) if state else None
+
+    def _state(self, market) -> SizingState | None:
+        "What is known at this bar; None before there are returns to measure anything on: then nothing is entered."
+        from statistics import fmean, stdev
+        closes = market.history("close", self._window + 1)
+        returns = [now / before - 1 for before, now in zip(closes, closes[1:])]
+        if len(returns) < 2 or not stdev(returns): return None
+        return SizingState(market.equity, self._risk, volatility=annualised(stdev(returns), self._periods), mean=fmean(returns), variance=stdev(returns) ** 2)
