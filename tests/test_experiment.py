@@ -9,7 +9,8 @@ from sagelab.core.settings import load_settings
 from sagelab.core.errors import ExperimentError, PolicyError
 from sagelab.core.stop import Latch
 from sagelab.lab.decision import approve, reject, waits_for
-from sagelab.lab.experiment import find_experiment, folder_of, list_experiments, read_report, tree_of
+from sagelab.lab.experiment import work
+from sagelab.lab.record import find_experiment, folder_of, list_experiments, read_report, tree_of
 from sagelab.lab.run import run_notebook
 from sagelab.lab.template import init_lab
 
@@ -309,6 +310,25 @@ def test_the_strategys_own_tests_come_first_and_no_test_is_a_trial(here, told):
     assert "strategies/sma_cross.py" in request and "Look closely" not in request
 
 
+def test_the_work_of_the_child_in_this_process(evaluated, tmp_path):
+    settings = load_settings(evaluated)
+    experiment = find_experiment("last", settings)
+    place, report = tree_of(experiment.experiment_id, settings), read_report(experiment, settings)
+    order = {"task": "evaluate", "settings": settings.model_dump(mode="json"), "file": str(place / "strategies" / "sma_cross.py"), "desk": str(tmp_path), "commit": "c" * 40,
+             "baseline_file": str(place / "strategies" / "sma_cross.py"), "contract": True,
+             **{k: getattr(experiment, k) for k in ("experiment_id", "name", "hypothesis", "strategy", "parameters", "baseline")}}
+    def answer(**changes):
+        (tmp_path / "order.json").write_text(json.dumps(order | changes))
+        stages = []
+        work(str(tmp_path / "order.json"), stages.append)
+        return json.loads((tmp_path / "answer.json").read_text()), stages
+    found, stages = answer()
+    assert stages == ["contract", "backtest", "baseline", "causality", "selection", "robustness", "canary"] and found["result"]["trades_sha256"] == report["trades_sha256"]
+    assert (tmp_path / "trades.log").read_bytes() == (folder_of(experiment.experiment_id, settings) / "trades.log").read_bytes() and "sma_cross (baseline)" in (tmp_path / "report.html").read_text()
+    assert "trades differently" in answer(contract=False, baseline=experiment.baseline | {"trades_sha256": "0" * 64})[0]["baseline_note"]
+    assert "changed since the baseline run" in answer(baseline=experiment.baseline | {"data_sha256": "0" * 64})[0]["error"]
+
+
 def test_a_leak_is_found_and_never_approved(here, told):
     assert told("experiment", "create", *WORDS, "--no-run", "--json")[0] == 0
     commit(here, strategy("\n        n = market.bar_number\n        if n + 1 < len(self.ahead): return Decision('long') if self.ahead[n + 1] > market.close and not market.position "
@@ -431,7 +451,9 @@ def test_a_new_evaluation_needs_new_approvals(evaluated, monkeypatch, told):
     settings = load_settings(evaluated)
     approve("last", "one", settings=settings, terminal=ScriptedTerminal(find_experiment("last", settings).experiment_id))
     first = find_experiment("last", settings).evaluation
+    monkeypatch.setenv("SAGELAB_PROMOTION_MAX_PBO", "1")
     found = told("experiment", "run", "last", "--json")[1]
+    assert "promotion.max_pbo = 1 does not hold" in found["report"]["warnings"][0], "a limit that was loosened by nobody"
     assert found["approvals"] == [] and kinds(evaluated)[-2:] == ["experiment.revoked", "experiment.evaluated"]
     assert found["evaluation"]["trades_sha256"] == first["trades_sha256"] and found["report"]["trials"] == first["trials"], "the same variant is no further trial"
 

@@ -31,7 +31,7 @@ def _stage(quiet: bool):
 def _record(experiment, settings) -> dict:
     "All there is about an experiment."
     from sagelab.lab.decision import waits_for
-    from sagelab.lab.experiment import folder_of, read_report, tree_of
+    from sagelab.lab.record import folder_of, read_report, tree_of
     report = read_report(experiment, settings) if experiment.evaluation else None
     return experiment.to_dict() | {"folder": str(folder_of(experiment.experiment_id, settings)), "worktree": str(tree_of(experiment.experiment_id, settings)),
                                    "waits_for": waits_for(experiment, settings), "report": report}
@@ -39,7 +39,7 @@ def _record(experiment, settings) -> dict:
 # %% ../../nbs/98_cli.experiment.ipynb #42121a4e
 def _say(experiment, settings, as_json: bool) -> None:
     "Show an experiment."
-    from sagelab.lab.experiment import altered_evidence
+    from sagelab.lab.decision import altered_evidence
     record = _record(experiment, settings)
     if as_json: return print_json(record)
     report = record["report"]
@@ -94,7 +94,7 @@ def run_verb(name: Which, as_json: Json = False):
 def list_verb(as_json: Json = False):
     "All experiments, the newest last, and what each waits for."
     from sagelab.lab.decision import waits_for
-    from sagelab.lab.experiment import list_experiments
+    from sagelab.lab.record import list_experiments
     settings = _settings()
     found = list_experiments(settings)
     if as_json: return print_json([e.to_dict() | {"waits_for": waits_for(e, settings)} for e in found])
@@ -105,7 +105,7 @@ def list_verb(as_json: Json = False):
 @experiment_verbs.command("show")
 def show_verb(name: Which, as_json: Json = False):
     "An experiment: its figures with their verdicts, the recommendation, and what it waits for."
-    from sagelab.lab.experiment import find_experiment
+    from sagelab.lab.record import find_experiment
     settings = _settings()
     _say(find_experiment(name, settings), settings, as_json)
 

@@ -64,7 +64,7 @@ def replay_market_verb(
     fee: Fee = None, spread: Spread = None, slippage: Slippage = None, funding: Funding = None, fill: Fill = None, cash: Cash = None,
     trades_log: TradesLog = None, as_json: Json = False,
 ):
-    "Feed history through the loop at any speed; nothing of it is kept."
+    "Feed history through the loop at any speed; nothing of it is kept, but a strategy's try counts."
     _session(name, symbol, data, interval, start, end, tz, date_format, label, config, speed, latency_ms, latency_from, seed, risk,
              (fee, spread, slippage, funding, fill, cash), False, True, trades_log, as_json)
 
@@ -81,7 +81,7 @@ def _session(name, symbol, data, interval, start, end, tz, date_format, label, c
     bars = the_bars(symbol, data, interval, start, end, tz, date_format, label)
     with progress_bar("bars", as_json) as progress, answer_only():
         found = run_session(strategy, bars, parameters, settings=settings, **given, conditions=_conditions(settings, latency_ms, latency_from, seed), risk=risk,
-                            speed=speed, journal=journal, fresh=fresh, progress=progress)
+                            speed=speed, journal=journal, fresh=fresh, progress=progress, trial=bool(name))
     if trades_log is not None: atomic_write(trades_log, found.result.trade_log())
     if found.resumed: note(f"went on with {found.session_id}, which an earlier process had left after {found.resumed:,} events")
     days = f"{bars.index[0]:%Y-%m-%d} .. {bars.index[-1]:%Y-%m-%d}"

@@ -6,17 +6,16 @@
 __all__ = ['MINIMUM', 'AROUND', 'Causality', 'check_pipeline', 'check_causality', 'causality_figure']
 
 # %% ../../nbs/79_lab.causality.ipynb #b6ac759d
-import functools, io, os
+import functools, os
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from dataclasses import dataclass, field, fields, replace
 from time import perf_counter
 from ..core.errors import Stopped, StrategyError, UsageError
 from .detour import Scratch, detour
-from .difference import against, choose_cuts, differing, equal_cells, first_row, read_columns, same, same_field, spell
+from .difference import against, choose_cuts, differing, equal_cells, first_row, kind_of, read_columns, same, same_field, spell
 from .futures import Future, Timeline, change_frame
 from .plots import COLOURS, LOSS, NEUTRAL, label, milliseconds, moment, thin
-from .trial import Memory, Trial, Trials, in_thread, seeded
+from .trial import Memory, Trial, Trials, in_thread, quiet, seeded
 from ..strategy.base import Decision
 from ..trading.orders import iso_time
 
@@ -57,7 +56,7 @@ class _Pipeline:
         started, scratch, box = perf_counter(), Scratch(), []
         given = self._given(future)
         try:
-            with seeded(self.seed if seed is None else seed), redirect_stdout(io.StringIO()), detour(future, scratch) as ways:
+            with seeded(self.seed if seed is None else seed), quiet(), detour(future, scratch) as ways:
                 in_thread(functools.partial(self._work, future, given, box), lambda: None, self.timeout)
         except (Stopped, UsageError): raise
         except Exception as error: raise StrategyError(f"The pipeline raised {type(error).__name__}: {error}") from error
@@ -98,17 +97,23 @@ def _events(columns: dict, timeline: Timeline) -> dict[int, str]:
             found |= dict.fromkeys(bars.tolist(), name)
     return found
 
-def _narrowed(probe, first: int, last: int, tries: int = 14):
-    "The earliest bar at which a cut finds something, by halving; a leak that is there at all times is found at its very start."
-    best = None
-    while first < last and tries:
-        middle, tries = (first + last) // 2, tries - 1
+def _earliest(
+    probe,  # place -> what a cut there finds, or None
+    last: int,  # a place at which something is found
+):
+    "What the earliest place finds: in growing steps from the start, then by halving the last step."
+    first, step, best = 0, 1, None
+    while first < last and best is None:
+        here = min(first + step - 1, last - 1)
+        best, step = probe(here), 2 * step
+        first, last = (first, here) if best else (here + 1, last)
+    while first < last:
+        middle = (first + last) // 2
         found = probe(middle)
-        if found: best, last = found, middle
-        else: first = middle + 1
+        best, first, last = (found, first, middle) if found else (best, middle + 1, last)
     return best
 
-# %% ../../nbs/79_lab.causality.ipynb #62f1b4a1
+# %% ../../nbs/79_lab.causality.ipynb #1b3c4cfb
 def check_pipeline(
     function: Callable,  # Bars -> Series, DataFrame, array or list of Signals: a value for each bar, or with its time
     bars,  # Bars, or a symbol of this lab
@@ -145,13 +150,17 @@ def _look_through(pipeline: _Pipeline, cuts: int, started: float, progress) -> C
         progress(pipeline.runs, len(plan) + 2)
         if row: break
     served = [name for name, other in pipeline.served.items() if other]
-    if row and not row[1].startswith("breaks"): row, future = _sharpest(probe, timeline, future, row)
+    if row and not row[1].startswith("breaks"): row, future = _sharpest(probe, reference, future, row)
     return _told_pipeline(pipeline, row, future, served, repeats, steady, numbers, started)
 
-def _sharpest(probe, timeline: Timeline, future: Future, row: tuple) -> tuple:
-    "The first bar that is found with an earlier cut, and that cut."
-    last = min(future.number, int(timeline.labels.searchsorted(row[0])))
-    found = _narrowed(lambda n: (r, f) if (r := probe(f := replace(future, number=n))) and not r[1].startswith("breaks") else None, 0, last)
+def _sharpest(probe, reference: dict, future: Future, row: tuple) -> tuple:
+    "The first bar that is found with an earlier cut, and that cut; where values rarely change, only where they do."
+    last = min(future.number, int(future.timeline.labels.searchsorted(row[0])))
+    places = sorted(n for n in _events(reference, future.timeline) if n < last) or range(last)
+    def look(place: int):
+        found = probe(earlier := replace(future, number=int(places[place])))
+        return (found, earlier) if found and not found[1].startswith("breaks") else None
+    found = _earliest(look, len(places)) if len(places) else None
     return found if found and found[0][0] <= row[0] else (row, future)
 
 def _told_pipeline(pipeline, row, future, served, repeats, steady, numbers, started) -> Causality:
@@ -242,7 +251,7 @@ class _Look:
 
     def choose(self) -> None:
         "Choose the cuts."
-        events = {int(self.timeline.labels.searchsorted(ns)): d[-1].side for ns, d in self.reference.decisions.items()}
+        events = {int(self.timeline.labels.searchsorted(ns)): kind_of(d[-1]) for ns, d in self.reference.decisions.items()}
         self.numbers = choose_cuts(events, self.timeline.length, self.cuts, self.trials.seed)
 
     def probe(self, future: Future) -> _Leak | None:
@@ -350,32 +359,33 @@ def _try_harder(look: _Look) -> _Leak | None:
     labels, length = look.timeline.labels, look.timeline.length
     left = [n for ns in sorted(look.reference.decisions) if 0 < (n := int(labels.searchsorted(ns))) < length - 2 and n not in look.numbers]
     spent = 0
-    for number in left[::max(1, len(left) // 8)][:8]:
-        for future in _plan(look, [number]):
-            if spent > 2 * length: return None
-            spent += number
-            if found := look.probe(future): return found
+    # The first ones cost next to nothing, because a run ends at its cut.
+    for number in dict.fromkeys([*left[:4], *left[4::max(1, len(left) // 4)]]):
+        if spent > 2 * length: return None
+        spent += number
+        if found := look.probe(_plan(look, [number])[0]): return found
 
-def _earliest(look: _Look, found: _Leak) -> _Leak:
+def _sharpened(look: _Look, found: _Leak) -> _Leak:
     "The first decision that is found to depend on later bars, as far as six whole runs can tell."
-    labels, budget = look.timeline.labels, [6 * look.timeline.length]
-    last = int(labels.searchsorted(found.ns))
-    bars = sorted(n for ns in look.reference.decisions if (n := int(labels.searchsorted(ns))) < last)
+    if found.broke or found.routes[0].startswith("state kept"): return found
+    labels, decisions, budget = look.timeline.labels, look.reference.decisions, [6 * look.timeline.length]
+    # What is of the same kind most likely comes from the same line of code.
+    kind = kind_of(decisions[found.ns][-1]) if found.ns in decisions else None
+    bars = sorted(int(labels.searchsorted(ns)) for ns, d in decisions.items() if ns < found.ns and kind in (None, kind_of(d[-1])))
     def probe(place: int) -> _Leak | None:
-        for future in sorted(_plan(look, [bars[place]]), key=lambda f: f.change != found.future.change):
-            if budget[0] <= 0: return None
-            budget[0] -= future.number
-            if (leak := look.probe(future)) and not leak.broke: return leak
-    if not bars or found.broke or found.routes[0].startswith("state kept"): return found
-    earlier = probe(0) or _narrowed(probe, 1, len(bars))
+        budget[0] -= bars[place]
+        leak = look.probe(replace(found.future, number=bars[place])) if budget[0] > 0 else None
+        return leak if leak and not leak.broke else None
+    earlier = _earliest(probe, len(bars)) if bars else None
     return replace(earlier, routes=found.routes) if earlier and earlier.ns < found.ns else found
 
 # %% ../../nbs/79_lab.causality.ipynb #90f3fa52
 def _warmup(look: _Look) -> int | None:
     "After how many bars decisions no longer depend on where history begins."
     labels, length, decisions = look.timeline.labels, look.timeline.length, look.reference.decisions
-    middle = [n for ns in decisions if length // 4 <= (n := int(labels.searchsorted(ns))) <= 3 * length // 4]
-    first = min(middle, key=lambda n: (abs(n - length // 2), n), default=length // 2)
+    # Where decisions follow each other closely, what is not settled shows.
+    middle = sorted(n for ns in decisions if length // 4 <= (n := int(labels.searchsorted(ns))) <= 3 * length // 4)
+    first = min(zip(middle, middle[3:]), key=lambda pair: (pair[1] - pair[0], abs(pair[0] - length // 2)), default=(middle[len(middle) // 2] if middle else length // 2,))[0]
     trial = look.trials.run(Future(look.timeline, first, "start"))
     look.progress(look.trials.count)
     if trial.error:
@@ -409,6 +419,7 @@ def check_causality(
     "See whether any decision of a strategy depends on later bars; raises `StrategyError` for a strategy that breaks as it is."
     from sagelab.trading.engine import checked_bars
     started, bars = perf_counter(), _enough(checked_bars(bars, lab))
+    made = None
     if callable(signals):
         made = check_pipeline(signals, bars, cuts=cuts, seed=seed, lab=lab)
         if made.verdict != "clean": return made
@@ -416,7 +427,7 @@ def check_causality(
     trials = Trials(strategy, bars, parameters or {}, signals, {"costs": costs, "cash": cash, "fill": fill}, seed, timeout, lab)
     planned = 3 + 2 * cuts
     look = _Look(trials, cuts, data_file, (lambda done: progress(min(done, planned), planned)) if progress else lambda done: None)
-    try: return _told(look, _found(look), signals, started)
+    try: return _told(look, _found(look), () if made else signals, started)
     finally: trials.close()
 
 def _found(look: _Look) -> _Leak | None:
@@ -426,7 +437,7 @@ def _found(look: _Look) -> _Leak | None:
     found = _second(look)
     if found or not look.steady: return found
     found = _search(look)
-    if found: return _earliest(look, found)
+    if found: return _sharpened(look, found)
     if look.unable and len(look.unable) == len({f.number for f, _ in look.unable}) * 2 and not look.suspects and len(look.unable) >= len(look.numbers):
         future, error = look.unable[0]
         return _Leak(int(look.timeline.labels[0]), future, "", "", [_way(name) for name, other in look.served.items() if other], error)
@@ -436,7 +447,7 @@ def _told(look: _Look, found: _Leak | None, given, started: float) -> Causality:
     "Put what was found into words."
     trials, timeline = look.trials, look.timeline
     warmup = _warmup(look) if not found and look.steady else None
-    notes = [*look.notes, *_more_notes(look, given)]
+    notes = [*look.notes, *_more_notes(look, given, found)]
     seconds = perf_counter() - started
     more = {"warmup": warmup, "repeats": look.repeats, "cuts": tuple(iso_time(int(timeline.labels[n])) for n in look.numbers), "runs": trials.count,
             "seconds": seconds, "ratio": seconds / look.reference.seconds, "notes": tuple(notes)}
@@ -461,10 +472,10 @@ def _told_leak(look: _Look, found: _Leak, more: dict) -> Causality:
     return Causality("leak", f"Look-ahead: {said} It {through}.", _iso(timeline, number), number, through, **more,
                      evidence=_evidence(look.trials.bars, number, found.future, found.before, found.after))
 
-def _more_notes(look: _Look, given) -> list[str]:
+def _more_notes(look: _Look, given, found: _Leak | None) -> list[str]:
     "What else a person should know."
     notes = []
-    if look.suspects: notes.append(f"{' and '.join(f'`{name}`' for name in [*look.suspects][:3])} of the strategy depends on later bars; no decision was found to depend on it.")
+    if look.suspects and not found: notes.append(f"What it holds as {' and '.join(f'`{name}`' for name in [*look.suspects][:3])} depends on later bars; no decision was found to depend on that.")
     if isinstance(given, (list, tuple)) and given: notes.append("The signals came as a list, so how they were made cannot be seen. Try: give the function that makes them")
     if memory := look.trials.origin.memory:
         notes += [f"{name} was made before this check and could be changed only after each cut; how its earlier rows were made cannot be seen." for name in memory.tables(look.timeline.length)]

@@ -6,14 +6,15 @@
 __all__ = ['Scratch', 'Detour', 'detour']
 
 # %% ../../nbs/67_lab.detour.ipynb #24062c33
-import builtins, errno, filecmp, functools, gc, io, os, shutil, sys, tempfile, threading
+import builtins, errno, filecmp, functools, gc, io, os, shlex, shutil, subprocess, sys, tempfile, threading
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 import sagelab
 from ..core.errors import DataError
 from ..data.bars import as_of as known_by, known_at, parse_time, slice_bars
-from .futures import Future, change_file, change_frame, change_value
+from .futurefiles import change_file
+from .futures import Future, change_frame
 
 # %% ../../nbs/67_lab.detour.ipynb #fee67c8b
 @dataclass
@@ -133,7 +134,8 @@ class Detour:
 # %% ../../nbs/67_lab.detour.ipynb #a48e6a45
 _READERS = {"numpy": ("loadtxt", "genfromtxt"), "pyarrow": ("memory_map", "OSFile", "input_stream"), "pyarrow.parquet": ("read_table", "read_pandas", "read_schema", "read_metadata"),
             "pyarrow.feather": ("read_table", "read_feather"), "pyarrow.csv": ("read_csv", "open_csv"), "pyarrow.json": ("read_json",), "pyarrow.dataset": ("dataset",),
-            "pyarrow.ipc": ("open_file", "open_stream")}
+            "pyarrow.ipc": ("open_file", "open_stream"), "duckdb": ("read_csv", "read_parquet", "read_json"),
+            "polars": ("read_csv", "scan_csv", "read_parquet", "scan_parquet", "read_ipc", "scan_ipc", "read_json", "read_ndjson", "scan_ndjson")}
 _WRITERS = (("pyarrow", "output_stream", 0), ("pyarrow.parquet", "write_table", 1), ("pyarrow.feather", "write_feather", 1), ("pyarrow.csv", "write_csv", 1))
 _FIRST = ("source", "fname", "path", "input_file", "where", "database", "path_or_paths")
 
@@ -150,16 +152,30 @@ def _led(detour: Detour, original, number: int, names: tuple, writes: bool = Fal
     return led
 
 def _libraries(detour: Detour) -> list[tuple]:
-    "The functions of libraries that read and write on their own, of those that are loaded."
-    import sqlite3
+    "The functions of libraries that read and write on their own, of those that are loaded; those that write always are."
+    import dbm, sqlite3
+    import pyarrow.csv, pyarrow.feather, pyarrow.parquet
     found = [(module, name, _led(detour, getattr(module, name), 0, _FIRST)) for key, names in _READERS.items() if (module := sys.modules.get(key)) for name in names]
     found += [(module, name, _led(detour, getattr(module, name), number, ("where", "dest", "output_file", "source"), True)) for key, name, number in _WRITERS
               if (module := sys.modules.get(key))]
-    if parquet := sys.modules.get("pyarrow.parquet"):
-        found += [(kind, "__init__", _led(detour, kind.__init__, 1, _FIRST, kind is parquet.ParquetWriter)) for kind in (parquet.ParquetFile, parquet.ParquetDataset, parquet.ParquetWriter)]
+    parquet = pyarrow.parquet
+    found += [(kind, "__init__", _led(detour, kind.__init__, 1, _FIRST, kind is parquet.ParquetWriter)) for kind in (parquet.ParquetFile, parquet.ParquetDataset, parquet.ParquetWriter)]
+    found.append((dbm, "open", _led(detour, dbm.open, 0, ("file",), True, True)))
     return [*found, *((module, "connect", _led(detour, sqlite3.connect, 0, _FIRST, True, True)) for module in (sqlite3, sqlite3.dbapi2))]
 
 # %% ../../nbs/67_lab.detour.ipynb #36c3f28c
+def _programs(detour: Detour) -> list[tuple]:
+    "Other programs: the paths among their arguments are led."
+    plain = subprocess.Popen.__init__
+    def start(self, args, *given, **named):
+        if detour.mine():
+            words = shlex.split(args) if isinstance(args, str) else [args] if isinstance(args, (bytes, os.PathLike)) else [*args]
+            led = {word: way for word in words if os.path.isfile(word) and (way := detour.way(word)) != word}
+            if isinstance(args, str): args = functools.reduce(lambda text, word: text.replace(word, str(led[word])), led, args)
+            elif led: args = [led.get(word, word) for word in words]
+        return plain(self, args, *given, **named)
+    return [(subprocess.Popen, "__init__", start)]
+
 def _files(detour: Detour) -> list[tuple]:
     "The doors of Python and of the system."
     plain_open, plain_os_open, plain_stat, plain_remove, plain_replace, plain_mkdir = builtins.open, os.open, os.stat, os.remove, os.replace, os.mkdir
@@ -226,7 +242,9 @@ def _stores(detour: Detour) -> list[tuple]:
                 serve(found, 0)
                 return found
             key = str(self.root), symbol, interval
-            whole = plain_read(self, symbol, interval) if key not in detour._series else detour._series[key]
+            stored = detour.future.timeline.stored
+            if key not in stored: stored[key] = plain_read(self, symbol, interval)
+            whole = stored[key]
             until = min(parse_time(moment, end=True).value for moment in (as_of, end, "2200-01-01") if moment is not None)
             serve(whole, until)
             found = changed(whole, key)
@@ -272,7 +290,7 @@ def detour(
     "Lead the threads that are started inside of the block; yields the `Detour`, which tells what was touched."
     ways = Detour(future, scratch)
     with ExitStack() as stack:
-        for owner, name, value in (*_libraries(ways), *_files(ways), *_stores(ways), *_memory(ways)): stack.enter_context(_replaced(owner, name, value))
+        for owner, name, value in (*_libraries(ways), *_programs(ways), *_files(ways), *_stores(ways), *_memory(ways)): stack.enter_context(_replaced(owner, name, value))
         ways._open = True
         try: yield ways
         finally: ways.close()

@@ -207,10 +207,10 @@ def _write_page(order: dict, results: list, verdicts: dict, advice: dict, canary
     from sagelab.lab.run import package_versions
     desk, baseline = Path(order["desk"]), order["baseline"]
     atomic_write(desk/"trades.log", results[-1].trade_log())
-    named = [replace(r, strategy=f"{r.strategy}, {role}") for r, role in zip(reversed(results), ("candidate", "baseline"))][::-1]
-    told = {f"{baseline['strategy']}, baseline": baseline["verdicts"]} if len(results) > 1 and baseline["verdicts"] else {}
+    named = [replace(r, strategy=f"{r.strategy} ({role})") for r, role in zip(reversed(results), ("candidate", "baseline"))][::-1]
+    told = {f"{baseline['strategy']} (baseline)": baseline["verdicts"]} if len(results) > 1 and baseline["verdicts"] else {}
     told |= {named[-1].strategy: verdicts, "Paper canary": canary_words(canary), "Recommendation": advice["sentence"]}
-    notes = [f"Hypothesis: {order['hypothesis']}", *([note] if note else []), f"The same again: sagelab experiment run {order['experiment_id']}"]
+    notes = [f"Hypothesis: {order['hypothesis']}", *([note] if note else []), advice["sentence"], f"The same again: sagelab experiment run {order['experiment_id']}"]
     meta = {"title": f"{order['name']}: {order['strategy']} on {baseline['symbol']}", "lab": order["experiment_id"], "verdicts": told, "notes": notes,
             "parameters": order["parameters"], "code": {"revision": order["commit"], "sagelab": __version__}, "packages": package_versions()}
     atomic_write(desk/"report.html", report_page(named, meta))
@@ -361,7 +361,7 @@ def run_experiment(
     "Test, backtest, guard and try on paper what the branch holds; raises `ExperimentError` where it breaks, and then it is failed."
     with ExitStack() as held:
         with recorded_refusals(settings, "run", experiment=name):
-            settings, _ = effective_settings(settings)
+            settings, notes = effective_settings(settings)
             person = pass_gate(settings, "experiment", "")
             Latch(settings.root).check()
             found = find_experiment(name, settings)
@@ -372,14 +372,14 @@ def run_experiment(
             place, commit = check_place(experiment, settings)
         # What somebody approved is not what comes out now.
         if experiment.approvals: note_step(settings, "revoked", experiment, person.name, reason="it is run again")
-        try: return _evaluated(experiment, person, place, commit, settings, progress)
+        try: return _evaluated(experiment, person, place, commit, settings, notes, progress)
         except Stopped: raise
         except SageLabError as error:
             reason = load_secrets(settings.root).redact(str(error))
             note_step(settings, "failed", experiment, person.name, commit=commit, reason=reason)
             raise ExperimentError(f"{experiment.experiment_id} failed. {reason}") from error
 
-def _evaluated(experiment: Experiment, person: Person, place: Path, commit: str, settings: Settings, progress) -> Experiment:
+def _evaluated(experiment: Experiment, person: Person, place: Path, commit: str, settings: Settings, notes: list[str], progress) -> Experiment:
     "Do all the work, then write all of it."
     folder = folder_of(experiment.experiment_id, settings)
     desk = folder/".desk"
@@ -392,7 +392,7 @@ def _evaluated(experiment: Experiment, person: Person, place: Path, commit: str,
         found = _ask(order | {"contract": "summary" not in tests}, settings, place, desk, progress)
         if check_place(experiment, settings)[1] != commit: raise ExperimentError("The branch moved on while it was tried out.")
         progress("report")
-        _publish(experiment, person, place, commit, make_report(experiment, commit, {"passed": True, "summary": found["contract"]} | tests, found), desk, settings)
+        _publish(experiment, person, place, commit, make_report(experiment, commit, {"passed": True, "summary": found["contract"]} | tests, found, notes), desk, settings)
     finally: shutil.rmtree(desk, ignore_errors=True)
     return find_experiment(experiment.experiment_id, settings)
 

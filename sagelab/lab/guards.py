@@ -10,15 +10,15 @@ __all__ = ['MOST_VARIANTS', 'GUARDS', 'FINDINGS', 'WORDS', 'Trials', 'count_tria
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import sqrt
-from ..core.errors import LedgerError, MissingExtra, UnknownName, UsageError
-from ..core.files import sha256
+from ..core.errors import LedgerError, MissingExtra, StrategyError, UnknownName, UsageError
+from ..core.files import canonical_json, sha256
 from ..core.ledger import open_ledger
 from ..core.policy import effective_settings
 from ..core.settings import Settings, load_settings
 from ..strategy.base import build_config
 from ..strategy.registry import get_strategy
 from ..trading.costs import Costs
-from ..trading.engine import TRIAL, backtest, checked_bars, cutoff_warnings, record_trial, variant_sha256
+from ..trading.engine import TRIAL, backtest, checked_bars, code_sha256, cutoff_warnings, record_trial, variant_sha256
 from ..trading.metrics import bar_returns
 from ..trading.sweep import SWEEP
 
@@ -49,12 +49,14 @@ def count_trials(
     data_sha256: str,  # of the bars, for a file
 ) -> Trials:
     "Count the trials of a strategy on a symbol, from the ledger and the tables of its sweeps."
-    found, name = Trials(), strategy.name or strategy.__name__
+    found, name, sweeps = Trials(), strategy.name or strategy.__name__, {}
     for entry in open_ledger(settings.root).entries():
         if entry.kind not in (TRIAL, SWEEP) or entry.data["strategy"] != name: continue
         if entry.data["symbol"] != symbol or (not symbol and entry.data["data_sha256"] != data_sha256): continue
         if entry.kind == TRIAL: found.add(entry.data["variant"], entry.data["parameters"], entry.data["sharpe"], entry.data["periods_per_year"])
-        else: _add_sweep(found, strategy, settings, entry.data)
+        # The same sweep again wrote the same table again: the last entry is the one that knows the file.
+        else: sweeps[entry.data.get("table", entry.hash)] = entry.data
+    for data in sweeps.values(): _add_sweep(found, strategy, settings, data)
     return found
 
 def _add_sweep(found: Trials, strategy: type, settings: Settings, data: dict):
@@ -68,18 +70,20 @@ def _add_sweep(found: Trials, strategy: type, settings: Settings, data: dict):
         return
     table = pd.read_parquet(path)
     names = [name for name in table.columns if name in strategy.Config.model_fields]
-    defaults = {name: model_field.default for name, model_field in strategy.Config.model_fields.items()}
+    defaults = {name: model_field.get_default(call_default_factory=True) for name, model_field in strategy.Config.model_fields.items()}
     assumed = {key: value for key, value in data["assumptions"].items() if key != "periods_per_year"}
     for values, sharpe in zip(zip(*(table[name].tolist() for name in names)), table.sharpe.tolist()):
-        parameters = defaults | dict(zip(names, values))
-        found.add(variant_sha256(data["strategy"], parameters, assumed), parameters, sharpe, data["assumptions"]["periods_per_year"])
+        # A table has NaN where a parameter was None.
+        parameters = defaults | {name: None if value != value else value for name, value in zip(names, values)}
+        found.add(variant_sha256(data["strategy"], parameters, assumed, data.get("code_sha256", "")), parameters, sharpe, data["assumptions"]["periods_per_year"])
 
 # %% ../../nbs/81_lab.guards.ipynb #a1f70a90
 MOST_VARIANTS = 64  # run again for the cross-validation; more tell hardly more
 
 def _chosen(trials: Trials, own: str) -> list[dict]:
-    "Evenly some of the variants, this one among them."
-    others = [parameters for variant, parameters in trials.parameters.items() if variant != own]
+    "Evenly some of the variants, this one first; the same parameters under another fee or of older code are no choice."
+    alike = {canonical_json({k: str(v) for k, v in parameters.items()}): parameters for parameters in (*trials.parameters.values(), trials.parameters[own])}
+    others = [parameters for parameters in alike.values() if parameters is not trials.parameters[own]]
     count = min(len(others), MOST_VARIANTS - 1)
     return [trials.parameters[own], *(others[round(place * (len(others) - 1) / max(1, count - 1))] for place in range(count))]
 
@@ -99,8 +103,11 @@ def check_selection(
     import numpy as np
     from sagelab.trading.significance import deflated_sharpe_of, expected_maximum_sharpe, minimum_track_record_length, moments, probability_of_overfitting, probabilistic_sharpe_of
     returns, yearly = _returns(result), sqrt(result.metrics["periods_per_year"])
-    own, known = variant_sha256(result.strategy, result.parameters, result.assumptions), moments(returns)
+    own, known = variant_sha256(result.strategy, result.parameters, result.assumptions, code_sha256(strategy)), moments(returns)
+    # Of this one only these bars count, though it may have been tried on others before.
+    trials.sharpes.pop(own, None)
     trials.add(own, dict(result.parameters), result.metrics["sharpe"], result.metrics["periods_per_year"])
+    trials.parameters[own] = dict(result.parameters)
     sharpes = np.array([*trials.sharpes.values()])
     defined = sharpes[np.isfinite(sharpes)]
     spread = max(float(defined.var(ddof=1)) if len(defined) > 1 else 0.0, 1 / max(1, len(returns) - 1) if trials.unknown or len(defined) < 2 else 0.0)
@@ -109,26 +116,29 @@ def check_selection(
                "probabilistic_sharpe": probabilistic_sharpe_of(returns) if known.sharpe is not None else None,
                "best_by_luck": expected_maximum_sharpe(trials.count, spread) * yearly if trials.count > 1 else 0.0,
                "years": len(returns) / yearly ** 2, "track_record_years_needed": record.years if record else None}
-    figures |= _cross_validated(run, trials, own, yearly, progress)
+    figures |= _cross_validated(run, trials, own, returns, yearly, progress)
     verdict = _luck(figures, needed, allowed)
     return {"verdict": verdict, "sentence": _selection_words(figures, verdict, needed), **figures, "notes": trials.notes + figures["notes"],
             "trial_sharpes": [round(float(value) * yearly, 6) for value in np.sort(defined)[:: max(1, len(defined) // 2000)]]}
 
-def _cross_validated(run, trials: Trials, own: str, yearly: float, progress) -> dict:
+def _cross_validated(run, trials: Trials, own: str, returns, yearly: float, progress) -> dict:
     "Pick the best on a part of the data, look at it on the rest, in three ways."
     import numpy as np
     from sagelab.trading.significance import probability_of_overfitting, purged_paths, walk_forward
-    chosen, columns = _chosen(trials, own), []
-    none = {"pbo": None, "variants": len(chosen), "walk_forward": None, "purged": None, "notes": []}
-    if len(chosen) < 2: return none
-    for place, parameters in enumerate(chosen):
-        columns.append(_returns(run(parameters)))
-        if progress: progress(place + 1, len(chosen))
+    (_, *others), columns, broken = _chosen(trials, own), [returns], []
+    for place, parameters in enumerate(others):
+        # Parameters that the strategy has no more, or that break it: they were tried, but cannot be tried again.
+        try: columns.append(_returns(run(parameters)))
+        except (UsageError, StrategyError) as error: broken.append(str(error))
+        if progress: progress(place + 1, len(others))
+    notes = [f"{len(broken)} of {len(others)} variants cannot be run again: {broken[0]} They count, but the cross-validation is without them."] if broken else []
+    none = {"pbo": None, "variants": len(columns), "walk_forward": None, "purged": None, "notes": notes}
+    if len(columns) < 2: return none
     # Variants that did the same thing are no choice, and would only tie.
     matrix = np.unique(np.column_stack(columns), axis=1)
-    if matrix.shape[1] < 2: return none | {"pbo": 0.0, "notes": ["All variants did the same, so there was nothing to choose from."]}
+    if matrix.shape[1] < 2: return none | {"pbo": 0.0, "notes": [*notes, "All variants did the same, so there was nothing to choose from."]}
     found = probability_of_overfitting(matrix)
-    notes = [f"No probability of overfitting: {found.reason}."] if found.pbo is None else []
+    if found.pbo is None: notes = [*notes, f"No probability of overfitting: {found.reason}."]
     try:
         ahead, paths = walk_forward(matrix), purged_paths(matrix)
         further = {"walk_forward": {"sharpe": (ahead.sharpe or 0.0) * yearly, "promised": ahead.promised * yearly, "windows": len(ahead.picks)},
@@ -221,12 +231,12 @@ def guard(
     settings, _ = effective_settings(settings or load_settings())
     bars, trading = checked_bars(bars, settings.root), settings.trading
     given = {"costs": costs or Costs(fee=trading.fee, spread=trading.spread, slippage=trading.slippage, funding=trading.funding),
-             "cash": cash or trading.cash, "fill": fill or trading.fill}
+             "cash": trading.cash if cash is None else cash, "fill": fill or trading.fill}
     made = get_strategy(strategy, settings.root) if isinstance(strategy, str) else strategy
     complete = build_config(made, parameters or {}).model_dump()
     def run(parameters): return backtest(made, bars, parameters, **given, signals=signals, timeout=trading.tick_timeout_seconds, trial=False, lab=settings.root)
     result = run(complete)
-    if trial: record_trial(result, settings.root)
+    if trial: record_trial(result, settings.root, code_sha256(made))
     about = _About(strategy, made, bars, complete, given, settings, signals, data_file, result, run, progress or (lambda what, done, total: None))
     found = {name: _ASKED[name](about) for name in names}
     verdicts = {name: verdict for name, (verdict, _) in found.items()}
@@ -279,7 +289,7 @@ def _selection(about: _About):
 def _robustness(about: _About):
     "Does it break?"
     from sagelab.lab.robustness import check_robustness, robustness_figure
-    found = check_robustness(about.strategy, about.bars, about.parameters, **about.given, base=about.result, timeout=about.settings.trading.tick_timeout_seconds,
+    found = check_robustness(about.strategy, about.bars, about.parameters, **about.given, base=about.result, timeout=about.settings.trading.tick_timeout_seconds, signals=about.signals, lab=about.settings.root,
                              progress=lambda done, total: about.progress("robustness", done, total))
     return found.to_dict(), lambda: robustness_figure(found)
 

@@ -26,6 +26,7 @@ def make_report(
     commit: str,  # what was evaluated
     tests: dict,
     found: dict,  # from the child
+    notes: list[str] = [],  # what else every figure has to be read with
 ) -> dict:  # JSON
     "Put together what an experiment found."
     result, verdicts, baseline = found["result"], found["verdicts"], experiment.baseline
@@ -37,7 +38,7 @@ def make_report(
         "symbol": result["symbol"], "interval": result["interval"], "backtest_range": f"{result['from'][:10]}..{result['to'][:10]}", "bars": result["bars"],
         "assumptions": result["assumptions"], "paper_simulation": found["canary"], "artifacts": [*ARTIFACTS], "approved": False,
         "trials": selection.get("trials"), "deflated_sharpe": selection.get("deflated_sharpe"), "pbo": selection.get("pbo"), **{name: verdicts.get(name, {}) for name in GUARDS},
-        "recommendation": found["recommendation"], "tests": tests, "warnings": [*result.get("warnings", []), *filter(None, [found["baseline_note"]])],
+        "recommendation": found["recommendation"], "tests": tests, "warnings": [*result.get("warnings", []), *filter(None, [found["baseline_note"]]), *notes],
         "data_sha256": result["data_sha256"], "trades_sha256": result["trades_sha256"],
         "code": {"revision": commit, "base": experiment.base, "sagelab": __version__}, "proposed_by": experiment.proposed_by, "created": experiment.created,
         "evaluated": datetime.now(UTC).isoformat(timespec="seconds")}

@@ -8,7 +8,7 @@ __all__ = ['KEPT', 'Delayed', 'noisy_bars', 'neighbours', 'Robustness', 'doubled
 # %% ../../nbs/80_lab.robustness.ipynb #5081bc38
 import random
 from dataclasses import dataclass, field
-from ..core.errors import SageLabError
+from ..core.errors import SageLabError, StrategyError
 from ..strategy.base import Strategy, build_config
 from ..trading.costs import Costs
 from ..trading.engine import backtest
@@ -20,18 +20,19 @@ class Delayed(Strategy):
         strategy,  # an object that keeps the contract
         config,  # of that strategy
     ):
-        self._inner, self._config, self._kept, self.name = strategy, config, None, getattr(strategy, "name", "") or type(strategy).__name__
+        self._inner, self._config, self.name = strategy, config, getattr(strategy, "name", "") or type(strategy).__name__
 
-    def initialize(self, config): self._inner.initialize(self._config)
+    def initialize(self, config):
+        self._kept = self._now = None
+        self._inner.initialize(self._config)
 
     def on_new_signal(self, signal):
         decision = self._inner.on_new_signal(signal)
-        self._kept = decision if decision is not None else self._kept
+        self._now = decision if decision is not None else self._now
 
     def on_tick(self, market):
-        due, self._kept = self._kept, None
-        decision = self._inner.on_tick(market)
-        if decision is not None: self._kept = decision
+        decision, due = self._inner.on_tick(market), self._kept
+        self._kept, self._now = decision if decision is not None else self._now, None
         return due
 
 # %% ../../nbs/80_lab.robustness.ipynb #4f55e422
@@ -101,21 +102,25 @@ def check_robustness(
     seed: int = 0,
     timeout: float | None = 10.0,
     base=None,  # the BacktestResult of these arguments, where it is known
+    signals: list | None = None,  # that it was handed
+    lab=None,  # a folder in the lab, whose latch is looked at
     progress=None,  # called with (backtests done, in all)
 ) -> Robustness:
     "Backtest under changed assumptions."
     costs, given = costs or Costs(), build_config(strategy, parameters or {}).model_dump()
     def run(bars=bars, costs=costs, strategy=strategy, changed=None):
-        return _figures(backtest(strategy, bars, given | changed if changed is not None else given, costs=costs, cash=cash, fill=fill, timeout=timeout, trial=False))
+        parameters = {} if isinstance(strategy, Delayed) else given | (changed or {})
+        return _figures(backtest(strategy, bars, parameters, costs=costs, cash=cash, fill=fill, timeout=timeout, signals=signals, lab=lab, trial=False))
     base = _figures(base) if base is not None else run()
     late = Delayed(strategy(), build_config(strategy, given))
-    plan = [("costs", "costs x2", lambda: run(costs=doubled(costs))), ("delay", "one bar later", lambda: _figures(
-        backtest(late, bars, {}, costs=costs, cash=cash, fill=fill, timeout=timeout, trial=False)))]
+    plan = [("costs", "costs x2", lambda: run(costs=doubled(costs))), ("delay", "one bar later", lambda: run(strategy=late))]
     plan += [("noise", f"noise {n + 1}", lambda n=n: run(bars=noisy_bars(bars, seed=seed + n))) for n in range(paths)]
     plan += [("neighbour", ", ".join(f"{k} {v:g}" for k, v in near.items()), lambda near=near: run(changed=near)) for near in neighbours(strategy, given)]
     scenarios = []
     for place, (kind, what, result) in enumerate(plan):
-        scenarios.append({"kind": kind, "what": what, **result()})
+        try: found = {"what": what, **result()}
+        except StrategyError: found = {"what": f"{what}, which breaks it", "sharpe": None, "return": 0.0}
+        scenarios.append({"kind": kind, **found})
         if progress: progress(place + 1, len(plan))
     return _judged(base, scenarios)
 
@@ -124,16 +129,17 @@ def _judged(base: dict, scenarios: list[dict]) -> Robustness:
     if not (base["sharpe"] or 0) > 0 or base["return"] <= 0:
         return Robustness("no edge", "It earned nothing to begin with, so there is nothing that could break.", base, scenarios)
     broken = [s["what"] for s in scenarios if s["kind"] in ("costs", "delay") and s["return"] <= 0]
-    weak = [f"{name} ({middle:.2f} of {base['sharpe']:.2f})" for kind, name in (("noise", "noise on prices"), ("neighbour", "neighbouring parameters"))
-            if (middle := _middle(scenarios, kind)) is not None and middle < KEPT * base["sharpe"]]
+    groups = {"noise on prices": [s for s in scenarios if s["kind"] == "noise"]}
+    for near in (s for s in scenarios if s["kind"] == "neighbour"): groups.setdefault(f"other values of {near['what'].split()[0]}", []).append(near)
+    weak = [f"{name} ({middle:.2f} of {base['sharpe']:.2f})" for name, group in groups.items() if (middle := _middle(group)) is not None and middle < KEPT * base["sharpe"]]
     if not broken and not weak: return Robustness("robust", "It keeps earning at doubled costs, one bar late, on noisy prices and with neighbouring parameters.", base, scenarios)
     words = ([f"the profit is gone with {' and with '.join(broken)}"] if broken else []) + ([f"the Sharpe ratio halves under {' and '.join(weak)}"] if weak else [])
     return Robustness("fragile", f"Fragile: {'; '.join(words)}.", base, scenarios)
 
-def _middle(scenarios: list[dict], kind: str) -> float | None:
+def _middle(scenarios: list[dict]) -> float | None:
     "The median Sharpe ratio of some scenarios."
     from statistics import median
-    found = [s["sharpe"] or 0.0 for s in scenarios if s["kind"] == kind]
+    found = [s["sharpe"] or 0.0 for s in scenarios]
     return median(found) if found else None
 
 # %% ../../nbs/80_lab.robustness.ipynb #e96550cf

@@ -36,6 +36,13 @@ def order_fill_price(
 # %% ../../nbs/41_trading.broker.ipynb #e3972cf9
 _PLAIN = Decision("long")  # has no exits of its own
 
+def _progress(
+    order: Order,
+    quantity: float,  # units that it gets now
+) -> Literal["filled", "partial"]:
+    "What an order is after a fill; a difference in the last digits is none."
+    return "filled" if order.filled + quantity >= order.quantity * (1 - 1e-9) else "partial"
+
 class SimulatedBroker:
     "Keeps the working orders of one symbol and fills them from bars."
     def __init__(self,
@@ -179,7 +186,7 @@ class SimulatedBroker:
         if self.books.position * order.direction < 0: self._exit(price, order.expected_price, time_ns, "reverse", order.order_id)
         wanted = self._entry_quantity(order, price)
         quantity = self._taken(order, wanted)
-        order.status = "rejected" if quantity <= 0 else "filled" if quantity == wanted else "partial"
+        order.status = "rejected" if quantity <= 0 else _progress(order, quantity)
         if quantity <= 0: return self._ended(order, "no buying power is left")
         size = order.size_pct if quantity == order.quantity else order.size_pct * quantity / order.quantity
         self._book(order.order_id, time_ns, order.direction, quantity, price, order.expected_price, order.kind, size, order.decision.signals if order.decision else ())
@@ -204,7 +211,7 @@ class SimulatedBroker:
             return self._ended(order, "the position is gone")
         wanted = self._exit_quantity(order, abs(self.books.position))
         quantity = self._taken(order, wanted)
-        order.status = "filled" if quantity == wanted else "partial"
+        order.status = _progress(order, quantity)
         reason = "duration" if order.decision is None else order.kind
         self._book(order.order_id, time_ns, order.direction, quantity, price, order.expected_price, reason)
 

@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['PULSE', 'CHUNK', 'TRIAL', 'BacktestResult', 'watchdog', 'known_delay', 'checked_bars', 'cutoff_warnings', 'play',
-           'variant_sha256', 'record_trial', 'backtest', 'check_assumptions']
+           'code_sha256', 'code_of', 'variant_sha256', 'record_trial', 'backtest', 'check_assumptions']
 
 # %% ../../nbs/42_trading.engine.ipynb #a061875c
 import gc
 import signal as os_signal
-import os, threading
+import json, os, threading
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import monotonic
+from types import CodeType
 from typing import Literal
 from ..core.errors import BrokerError, LedgerError, OrderError, Stopped, StrategyError, UsageError
 from ..core.files import canonical_json, sha256
@@ -82,10 +85,11 @@ def _look(
     seconds: float | None,  # patience without progress; None: forever
     what: str,  # for the message
     latch: Latch | None,
+    end=None,  # called with what is raised
 ):
     "A function that raises when nothing has moved for too long, or when the latch is set."
     last, since = -1, monotonic()
-    def look():
+    def doubt():
         nonlocal last, since
         if latch is not None and latch.is_set(): latch.check()
         now = moved()
@@ -93,6 +97,11 @@ def _look(
         elif seconds and monotonic() - since >= seconds:
             raise StrategyError(f"{what} took longer than {seconds:g} s for one bar and was stopped. "
                                 "A longer patience is set in settings.ini: [trading] tick_timeout_seconds.")
+    def look():
+        try: doubt()
+        except (StrategyError, Stopped) as error:
+            if end is not None: end(error)
+            raise
     return look
 
 # %% ../../nbs/42_trading.engine.ipynb #b3a389a2
@@ -102,13 +111,14 @@ def watchdog(
     seconds: float | None,  # patience without progress; None: forever
     what: str,  # for the message
     latch: Latch | None = None,  # of the lab
+    end=None,  # called with the exception before it is raised, for a body that may swallow it
 ):
     "Raise `StrategyError` in the body when it makes no progress for a while, and `Stopped` when the latch is set."
     if not seconds and latch is None:
         yield
         return
     main = threading.current_thread() is threading.main_thread()
-    with (_alarm if main else _watcher_thread)(_look(moved, seconds, what, latch)): yield
+    with (_alarm if main else _watcher_thread)(_look(moved, seconds, what, latch, end)): yield
 
 @contextmanager
 def _alarm(look):
@@ -131,13 +141,16 @@ class _Hung(BaseException):
 def _watcher_thread(look):
     "Watch from a second thread, which can stop Python code but not a sleeping C call."
     import ctypes
-    done, found, target = threading.Event(), [], threading.get_ident()
+    done, found, target = threading.Event(), [], ctypes.c_ulong(threading.get_ident())
     def watch():
-        while not done.wait(PULSE):
+        pause = PULSE
+        while not done.wait(pause):
             try: look()
             except (StrategyError, Stopped) as error:
                 found.append(error)
-                return ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(target), ctypes.py_object(_Hung))
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(target, ctypes.py_object(_Hung))
+                # Again for one that swallows even this; not before the first has had its time.
+                pause = 1.0
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try: yield
@@ -145,9 +158,30 @@ def _watcher_thread(look):
     finally:
         done.set()
         watcher.join()
+        # What came when the body had just ended is for nobody.
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(target, None)
 
 # %% ../../nbs/42_trading.engine.ipynb #37ff7ef1
 CHUNK = 4096  # bars that are in Python's own numbers at a time; a few thousand keep both memory and overhead low
+
+class _Feed:
+    "The times of the bars in hand. Without them there is no next bar, and that costs the loop nothing."
+    def __init__(self): self.times, self.cause = [], None
+
+    def take(self, times) -> list[int]:
+        "The times of the next bars."
+        self.check()
+        self.times = times.tolist()
+        return self.times
+
+    def end(self, cause: Exception):
+        "Take the rest of them away."
+        self.cause = self.cause or cause
+        self.times.clear()
+
+    def check(self):
+        "Raise what ended it."
+        if self.cause is not None: raise self.cause
 
 def _columns(bars) -> tuple:
     "Bars as times and values."
@@ -170,14 +204,16 @@ def _run(
     delay: int,  # nanoseconds from a bar's label to when it is known
     progress,  # called with the number of bars done, now and then
     pace=None,  # rows -> the same rows, each when its time has come
+    feed: _Feed | None = None,  # what a watchdog ends
 ) -> list[tuple[int, float, float]]:  # (bar number, cash, position) at each change
     "Feed every bar to broker and strategy."
-    changes, pending = [(0, broker.books.cash, broker.books.position)], [*reversed(signals)]
+    feed, changes, pending = feed or _Feed(), [(0, broker.books.cash, broker.books.position)], [*reversed(signals)]
     times, values = columns
     for first in range(0, len(times), CHUNK):
         part = times[first:first + CHUNK], values[first:first + CHUNK]
-        rows = zip(part[0].tolist(), *part[1].T.tolist())
+        rows = zip(feed.take(part[0]), *part[1].T.tolist())
         _run_chunk(strategy, name, pace(rows) if pace else rows, market, broker, pending, changes, delay)
+        feed.check()
         progress(first + len(part[0]))
         if broker.ruined: break
         market.keep(*part)
@@ -321,9 +357,10 @@ def play(
     if latch is not None: latch.check()
     # Waiting for the next bar is no hanging.
     moved = (lambda: (market.bar_number, pace.waits)) if pace else (lambda: market.bar_number)
-    with _blame(name, market), watchdog(moved, timeout, f"Strategy {name!r}", latch), _frozen_heap():
+    feed = _Feed()
+    with _blame(name, market), watchdog(moved, timeout, f"Strategy {name!r}", latch, feed.end), _frozen_heap():
         made.initialize(config)
-        changes = _run(made, name, _columns(bars), market, broker, ordered, known_delay(bars) if ordered else 0, told, pace)
+        changes = _run(made, name, _columns(bars), market, broker, ordered, known_delay(bars) if ordered else 0, told, pace, feed)
     return _result(bars, broker, changes, name, config, assumptions, periods, cutoff_warnings(made, ordered, bars))
 
 @contextmanager
@@ -352,25 +389,59 @@ def _result(bars, broker: SimulatedBroker, changes, name: str, config, assumptio
 # %% ../../nbs/42_trading.engine.ipynb #2fd8eec2
 TRIAL = "backtest.finished"
 
+def code_sha256(
+    strategy: type,  # class
+) -> str:
+    "Hash what a strategy does: the file it is in or, in a notebook, its own methods and constants. Comments do not count."
+    import ast, sys
+    told = []
+    for part in strategy.__mro__:
+        if part.__module__.partition(".")[0] in ("sagelab", "builtins", "abc", "typing"): continue
+        path = getattr(sys.modules.get(part.__module__), "__file__", None) if part.__module__ != "__main__" else None
+        told.append(ast.dump(ast.parse(Path(path).read_bytes())) if path and path.endswith(".py") and Path(path).is_file() else _spelt(vars(part)))
+    return sha256(repr(told))
+
+def _spelt(thing) -> str:
+    "Spell code and plain values; what is neither has no spelling that lasts."
+    for name in ("fget", "__func__", "__wrapped__"): thing = getattr(thing, name, None) or thing
+    if isinstance(thing, (str, bytes, int, float, type(None))): return repr(thing)
+    if isinstance(thing, (tuple, list, frozenset)): return repr([*map(_spelt, thing)] if not isinstance(thing, frozenset) else sorted(map(_spelt, thing)))
+    if isinstance(thing, CodeType): return repr([thing.co_code, thing.co_names, _spelt(thing.co_consts)])
+    if isinstance(thing, Mapping): return repr([(name, _spelt(value)) for name, value in sorted(thing.items()) if not name.startswith("__") or callable(value)])
+    if not hasattr(thing, "__code__"): return ""
+    return repr([_spelt(thing.__code__), _spelt(thing.__defaults__), [_spelt(cell.cell_contents) for cell in thing.__closure__ or ()]])
+
+def code_of(
+    strategy,  # a name, a class or an object
+    lab=None,  # a folder in the lab, for names
+) -> str:
+    "The same for whatever `backtest` takes."
+    if isinstance(strategy, str):
+        from sagelab.strategy.registry import get_strategy
+        strategy = get_strategy(strategy, lab)
+    return code_sha256(strategy if isinstance(strategy, type) else type(strategy))
+
 def variant_sha256(
     strategy: str,
     parameters: dict,
     assumptions: dict,
+    code: str = "",  # `code_sha256` of the strategy; another one is another variant, whatever it is called
 ) -> str:
     "What tells one variant from another on the same data; 70 and 70.0 are the same number."
     same = lambda value: str(float(value)) if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
-    return sha256(canonical_json([strategy, *({k: same(v) for k, v in values.items()} for values in (parameters, assumptions))]))
+    return sha256(canonical_json([strategy, code, *({k: same(v) for k, v in values.items()} for values in (parameters, assumptions))]))
 
 def record_trial(
     result: BacktestResult,
     lab=None,  # a folder in the lab
+    code: str = "",  # `code_sha256` of the strategy
 ) -> None:
     "Remember that a variant was tried."
     from sagelab.core.ledger import open_ledger
     from sagelab.core.settings import find_lab
     open_ledger(find_lab(lab)).append(TRIAL, {
-        "strategy": result.strategy, "symbol": result.symbol, "parameters": {k: v if isinstance(v, (int, float, str, bool, type(None))) else str(v) for k, v in result.parameters.items()},
-        "variant": variant_sha256(result.strategy, result.parameters, result.assumptions), "data_sha256": result.data_sha256, "bars": len(result.bars),
+        "strategy": result.strategy, "symbol": result.symbol, "parameters": json.loads(json.dumps(result.parameters, default=str)),
+        "variant": variant_sha256(result.strategy, result.parameters, result.assumptions, code), "data_sha256": result.data_sha256, "bars": len(result.bars),
         "sharpe": result.metrics["sharpe"], "periods_per_year": result.metrics["periods_per_year"], "trades_sha256": result.trades_sha256})
 
 # %% ../../nbs/42_trading.engine.ipynb #5200303e
@@ -394,7 +465,7 @@ def backtest(
     check_assumptions(cash, fill)
     result = play(strategy, bars, parameters or {}, lambda account: SimulatedBroker(account, costs, fill), {"cash": cash, "fill": fill, **costs.model_dump()},
                   signals=signals, timeout=timeout, periods=periods, progress=progress, latch=lab_latch(lab), lab=lab)
-    if "SAGELAB_LAB" in os.environ if trial is None else trial: record_trial(result, lab)
+    if "SAGELAB_LAB" in os.environ if trial is None else trial: record_trial(result, lab, code_of(strategy, lab))
     return result
 
 def check_assumptions(cash: float, fill: str) -> None:

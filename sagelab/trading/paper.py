@@ -8,10 +8,10 @@ __all__ = ['chance', 'Conditions', 'parse_latency', 'paper_conditions', 'PaperBr
 # %% ../../nbs/46_trading.paper.ipynb #37b5e139
 import hashlib
 from dataclasses import dataclass
-from ..core.errors import BrokerError, BrokerUnreachable, UsageError
+from ..core.errors import BrokerError, BrokerUnreachable, OrderError, UsageError
 from ..core.settings import PaperSettings
 from .account import Account
-from .broker import SimulatedBroker
+from .broker import SimulatedBroker, _progress
 from .costs import Costs
 from .orders import Fill, Order, iso_time
 from .risk import OrderPolicy, Refusal, RiskBook, RiskManager, RiskOrder, risk_order
@@ -98,6 +98,7 @@ class PaperBroker(SimulatedBroker):
         self._named: dict[str, Order] = {}
         self._attempts: dict[int, int] = {}
         self._paid: dict[str, float] = {}
+        self._late: list[Order] = []  # on their way while a bar is matched
         self._exits = 0
         self._bar_open_ns, self._row, self._close = 0, None, 0.0
         self._refresh()
@@ -127,6 +128,9 @@ class PaperBroker(SimulatedBroker):
         self.desk.clock.set(order.created_ns)
         # What a broker does to an order is in the journal; a strategy sees that it has no position.
         try: self.desk.send(request)
+        except BrokerUnreachable:
+            order.status = "rejected"
+            self._ended(order, "the broker never got it")
         except BrokerError: order.status = "rejected"
         return order
 
@@ -209,10 +213,11 @@ class PaperBroker(SimulatedBroker):
     def _refusal(self, order: Order) -> str | None:
         "Why the limits say no to an entry; None where they do not, or are only watched."
         if self.risk is None: return None
-        book = self._book_of()
-        asked = risk_order(order.decision, self.books.symbol, self._close or order.expected_price, book,
-                           self.books.buying_power(self._close or order.expected_price, order.direction)) if order.decision else None
-        return self._asked(asked, book) if asked else None
+        book, price = self._book_of(), self._close or order.expected_price
+        try:
+            asked = risk_order(order.decision, self.books.symbol, price, book, self.books.buying_power(price, order.direction)) if order.decision else None
+            return self._asked(asked, book) if asked else None
+        except OrderError as error: return str(error) if self.risk.enforce else None
 
     def _gate(self, request: OrderRequest) -> str | None:
         "The same for somebody who asks for units."
@@ -234,12 +239,25 @@ class PaperBroker(SimulatedBroker):
         self._bar_open_ns, self._row = row[0] - self.bar_ns, row
         self.desk.clock.set(row[0])
         self._keep_policies(row[0])
-        waiting = [order for order in self.working if self._is_late(order, row[0])]
-        for order in waiting: self.working.remove(order)
+        self._late = [order for order in self.working if self._is_late(order, row[0])]
+        for order in self._late: self.working.remove(order)
         super().match(row)
-        self.working = sorted([*self.working, *waiting], key=lambda order: order.order_id)
+        self._join_late()
         self._mark(row)
         self._refresh()
+
+    def _join_late(self):
+        "What was on its way is among the working orders again."
+        self.working, self._late = sorted([*self.working, *self._late], key=lambda order: order.order_id), []
+
+    def cancel_all(self, reason: str = "cancelled") -> None:
+        "Cancel every order, those on their way too."
+        self._join_late()
+        super().cancel_all(reason)
+
+    def _time_out(self, time_ns: int, close: float):
+        "Ask for the close of a position that was held long enough, unless that is on its way."
+        if not any(_is_time_out(order) for order in self._late): super()._time_out(time_ns, close)
 
     def settle(self, row: tuple) -> None:
         "Fill at the close what needs no time to get there."
@@ -291,7 +309,7 @@ class PaperBroker(SimulatedBroker):
         if order.purpose != "exit" and order.kind == "market" and self._slips(order, price): return self._cancel([order], "the price had moved too far")
         if order.purpose == "net": return self._fill_net(order, price, time_ns)
         super()._fill(order, price, time_ns)
-        self._keep_rest(order)
+        self._keep_rest(order, price)
 
     def _worsened(self, order: Order, price: float) -> float:
         most = self.conditions.slippage
@@ -324,10 +342,14 @@ class PaperBroker(SimulatedBroker):
     def _exit_quantity(self, order: Order, held: float) -> float:
         return super()._exit_quantity(order, held) if order.quantity is None else min(order.quantity - order.filled, held)
 
-    def _keep_rest(self, order: Order):
-        "What was not taken goes on waiting."
-        if order.status == "partial" and order.quantity - order.filled > 1e-9 * order.quantity: self.working.append(order)
-        elif order.status == "partial": order.status = "filled"
+    def _keep_rest(self, order: Order, price: float):
+        "What was not taken goes on waiting, as long as there is something to fill it with."
+        if order.status != "partial": return
+        held = abs(self.books.position) if self.books.position * order.direction < 0 else 0.0
+        room = held if order.purpose == "exit" else held + self._affordable_after(order.direction, price, held)
+        if room * price > 1e-9 * max(0.0, self.books.equity(price)): return self.working.append(order)
+        order.status = "cancelled"
+        self._ended(order, "the position is gone" if order.purpose == "exit" else "no buying power is left")
 
     def _fill_net(self, order: Order, price: float, time_ns: int):
         "Buy or sell units: first against what is held, then beyond."
@@ -336,15 +358,14 @@ class PaperBroker(SimulatedBroker):
         wanted = self._taken(order, order.quantity - order.filled)
         held = abs(self.books.position) if self.books.position * order.direction < 0 else 0.0
         opening = min(max(0.0, wanted - held), self._affordable_after(order.direction, price, min(wanted, held)))
-        ends = "filled" if wanted == order.quantity - order.filled else "partial"
         parts = [part for part in (min(wanted, held), opening) if part > 0]
         if not parts or (opening < wanted - held - 1e-9 * wanted and not held):
             order.status = "rejected"
             return self._ended(order, "no buying power is left")
         for place, part in enumerate(parts):
-            order.status = ends if place == len(parts) - 1 else "partial"
+            order.status = _progress(order, part) if place == len(parts) - 1 else "partial"
             self._book(order.order_id, time_ns, order.direction, part, price, order.expected_price, order.kind, 100 * part * price / self.books.equity(price))
-        self._keep_rest(order)
+        self._keep_rest(order, price)
 
     def _affordable_after(self, direction: int, price: float, closing: float) -> float:
         "Units that can be opened once some were closed."
@@ -352,12 +373,11 @@ class PaperBroker(SimulatedBroker):
         return max(0.0, self.books.equity(price)) / (price * (1 + self.costs.fee))
 
     def _exit(self, price: float, expected: float, time_ns: int, reason: str, order_id: int = 0):
-        "Close the whole position; what is left of the orders that opened it is withdrawn."
+        "Close the whole position."
         if reason == "stop_loss" and self.conditions.slippage:
             direction = -1 if self.books.position > 0 else 1
             price *= 1 + direction * self.conditions.slippage * chance(self.conditions.seed, "exit", self._exits, "slippage")
         super()._exit(price, expected, time_ns, reason, order_id)
-        self._cancel([order for order in self.working if order.filled and order.purpose == "entry" and order.order_id != order_id], "the position was closed")
 
     # ---- the journal
 
@@ -365,9 +385,22 @@ class PaperBroker(SimulatedBroker):
         "Book a fill and write it down."
         super()._book(order_id, time_ns, direction, quantity, price, expected, reason, size_pct, signals)
         fill, order = self.fills[-1], self.orders[order_id - 1] if order_id and reason != "reverse" else None
-        if order is None: return self._write_exit(fill)
-        order.filled += quantity
-        self._paid[order.client_order_id] = self._paid.get(order.client_order_id, 0.0) + quantity * price
+        if order is None: self._write_exit(fill)
+        else: self._write_fill(order, fill)
+        if not self.books.position: self._forget_orders(order_id)
+
+    def _forget_orders(self, order_id: int):
+        "The position is closed: withdraw what is left of the orders that opened it, and what its time would have closed."
+        def ended(order): return order.order_id != order_id and (order.filled and order.purpose == "entry" or _is_time_out(order))
+        for order in [*filter(ended, self._late)]:
+            self._late.remove(order)
+            self.working.append(order)
+        self._cancel([*filter(ended, self.working)], "the position was closed")
+
+    def _write_fill(self, order: Order, fill: Fill):
+        "A fill of an order."
+        order.filled += fill.quantity
+        self._paid[order.client_order_id] = self._paid.get(order.client_order_id, 0.0) + fill.quantity * fill.price
         self.desk.update(self._state(order), fill=_told_fill(fill))
 
     def _write_exit(self, fill: Fill):
@@ -377,8 +410,13 @@ class PaperBroker(SimulatedBroker):
                            average_price=fill.price, broker_order_id="", reason=fill.reason, fill=_told_fill(fill))
 
     def _ended(self, order: Order, reason: str):
-        "Write down an order that ended without a fill, or with a part of it."
+        "Write down an order that ended without a fill, or with a part of it; then it was not rejected."
+        if order.filled and order.status == "rejected": order.status = "cancelled"
         if order.client_order_id in self.desk.orders: self.desk.update(self._state(order, reason))
+
+def _is_time_out(order: Order) -> bool:
+    "Was it asked for because the position's time was over?"
+    return order.purpose == "exit" and order.decision is None
 
 def _told_fill(fill: Fill) -> dict:
     "A fill as the ledger keeps it."

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, runtime_checkable
 from ..core.errors import BrokerError, BrokerUnreachable, LedgerError, OrderError, UsageError, nearest
 from ..core.files import canonical_json
+from ..core.secrets import redact_value
 from .orders import Status
 
 # %% ../../nbs/45_trading.routing.ipynb #c6ca5b35
@@ -96,8 +97,10 @@ class Journal:
         if self.ledger is not None: self.ledger.append(kind, {"session": self.session, **data})
 
     def _same(self, kind: str, data: Mapping):
-        before = self.written.popleft()
+        before, redact = self.written.popleft(), getattr(self.ledger, "redact", None)
         now = (kind, {"session": self.session, **data})
+        # The ledger keeps secrets out of what it writes, so they are not in what was written before.
+        if redact: now = redact_value(now, redact)
         if canonical_json(before) != canonical_json(now):
             raise LedgerError(f"Session {self.session} cannot be continued: its event {self.events} was {before[0]} {canonical_json(before[1])} and would now be "
                               f"{kind} {canonical_json(now[1])}. The strategy, its data or the package changed since. Try: --new, which begins another session.")
@@ -144,6 +147,7 @@ def checked_request(
 ) -> OrderRequest:
     "Build an order; raises `OrderError` that says what is wrong with it."
     rest = {key: value for key, value in params.items() if key not in ("price", "client_order_id")}
+    if not isinstance(client_order_id, str): raise OrderError(f"client_order_id is {client_order_id!r}; it is text.")
     if not isinstance(symbol, str) or not symbol.strip(): raise OrderError(f"symbol is {symbol!r}; an order names what is traded.")
     if side not in ("buy", "sell"): raise OrderError(f"side is {side!r}; it is buy or sell.")
     if type not in ("market", "limit", "stop"): raise OrderError(f"type is {type!r}; it is market, limit or stop.")
@@ -186,13 +190,19 @@ class OrderDesk:
     ) -> OrderState:
         "Send an order; the same client_order_id twice is one order. Raises `OrderError`, `Stopped`, `BrokerError` or `BrokerUnreachable`."
         given = dict(params or {})
-        name = given.get("client_order_id") or f"{self.prefix}-{len(self.orders) + 1:06d}"
+        name = given.get("client_order_id") or self._free_name()
         try: request = self._checked(name, symbol, side, qty, type, given)
         except OrderError as error:
             self.journal.write("order.refused", client_order_id=str(name), symbol=str(symbol), side=str(side), qty=str(qty), type=str(type), reason=str(error))
             raise
         if name in self.orders: return self.orders[name][1]
         return self.send(request)
+
+    def _free_name(self) -> str:
+        "An id that no order has, also where somebody chose ids of the same form."
+        number = len(self.orders) + 1
+        while (name := f"{self.prefix}-{number:06d}") in self.orders: number += 1
+        return name
 
     def _checked(self, name, symbol, side, qty, type, given: Mapping) -> OrderRequest:
         "Build a request that may be sent."

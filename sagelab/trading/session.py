@@ -17,11 +17,12 @@ from ..core.errors import Stopped, UnknownName, UsageError
 from ..core.files import atomic_write, canonical_json, sha256
 from ..core.ledger import Ledger, open_ledger
 from ..core.policy import effective_settings
+from ..core.secrets import load_secrets
 from ..core.settings import Settings, load_settings
 from ..core.stop import Latch, open_latch
 from ..strategy.base import Strategy
 from .costs import Costs
-from .engine import BacktestResult, check_assumptions, checked_bars, known_delay, play
+from .engine import BacktestResult, check_assumptions, checked_bars, code_of, known_delay, play, record_trial
 from .paper import Conditions, PaperBroker, paper_conditions
 from .risk import RiskManager, order_policy, risk_limits
 from .routing import Journal
@@ -66,15 +67,23 @@ class Pace:
 
 # %% ../../nbs/47_trading.session.ipynb #f96c04e3
 @contextmanager
-def _held(path: Path) -> Iterator[bool]:
-    "Hold a marker while a session runs; False when another process holds it."
+def _held(
+    path: Path,
+    new: bool = False,  # make it, for a session that begins
+) -> Iterator[bool]:
+    "Hold a marker while a session runs; False when another process holds it, or when its session is over."
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab") as file:
+    try: file = open(path, "ab" if new else "r+b")
+    except FileNotFoundError:
+        yield False
+        return
+    with file:
         try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
             return
-        yield True
+        # Its session may have come to its end between the look and the lock: then the file is gone, and its id is no longer free.
+        yield os.fstat(file.fileno()).st_nlink > 0
 
 def _markers(root: Path) -> Path: return root/".sagelab"/"sessions"
 
@@ -96,9 +105,12 @@ def recorded_latencies(
     session: str,  # id of a session whose orders reached a broker
 ) -> tuple[float, ...]:  # milliseconds, in order
     "How long the orders of an earlier session took; raises `UnknownName` for one without any."
-    found = tuple(data["latency_ms"] for kind, data in session_events(ledger, session) if kind == "order.accepted" and "latency_ms" in data)
-    if not found: raise UnknownName("session with orders", session, {entry.data["session"] for entry in ledger.entries("session.started")})
-    return found
+    events = session_events(ledger, session)
+    known = {data["client_order_id"]: data["latency_ms"] for kind, data in events if kind == "order.accepted" and "latency_ms" in data}
+    if not known: raise UnknownName("session with orders", session, {entry.data["session"] for entry in ledger.entries("session.started")})
+    # An order that never reached the market keeps its place, or all behind it would get their neighbour's latency.
+    names = dict.fromkeys(data["client_order_id"] for kind, data in events if kind in ("order.created", "order.refused"))
+    return tuple(known.get(name, 0.0) for name in names)
 
 # %% ../../nbs/47_trading.session.ipynb #9a4a0631
 def end_stopped(
@@ -107,26 +119,42 @@ def end_stopped(
     reason: str,  # what the latch says
 ) -> int:  # how many orders were open
     "End a session that the latch has stopped, from what the ledger knows of it."
-    ledger, open_orders = open_ledger(root), {}
+    ledger, open_orders, before = open_ledger(root), {}, 0
     for kind, data in session_events(ledger, session):
         if kind == "order.created": open_orders[data["client_order_id"]] = data
-        elif kind in ("order.filled", "order.cancelled", "order.rejected", "order.unknown"): open_orders.pop(data["client_order_id"], None)
+        elif kind in ("order.filled", "order.cancelled", "order.rejected"): open_orders.pop(data["client_order_id"], None)
         elif kind in ("session.stopped", "session.finished"): return _close_marker(root, session) or 0
+        before += kind == "order.cancelled" and data["reason"] == "stopped"
     for name in open_orders: ledger.append("order.cancelled", {"session": session, "client_order_id": name, "status": "cancelled", "reason": "stopped"})
-    ledger.append("session.stopped", {"session": session, "reason": reason, "cancelled": len(open_orders)})
+    ledger.append("session.stopped", {"session": session, "reason": reason, "cancelled": before + len(open_orders)})
     _close_marker(root, session)
-    return len(open_orders)
+    return before + len(open_orders)
 
 def _close_marker(root: Path, session: str):
     "The session is over."
     for path in _markers(root).glob(f"{session}.*.open"): path.unlink(missing_ok=True)
 
+def _over(
+    ledger: Ledger,
+    session: str,  # id
+) -> str | None:  # why a session that nobody runs is not to be continued; None: it may go on
+    "Was the lab stopped since it began, or did it come to its end just before it was killed?"
+    begun = False
+    for entry in ledger.entries():
+        if entry.data.get("session") == session:
+            if entry.kind in ("session.stopped", "session.finished"): return entry.kind
+            begun = True
+        elif begun and entry.kind == "stop.set": return f"The lab was stopped by {entry.actor} at {entry.time[:19]} UTC: {entry.data['reason']}."
+    return None
+
 def _check_latch(latch: Latch):
-    "Refuse to begin while the latch is set, and end what was left by the dead."
+    "Refuse to begin while the latch is set, and end what the dead have left and a stop was meant for."
     try: latch.check()
     except Stopped as stopped:
-        for session in [*_abandoned(latch.root)]: end_stopped(latch.root, session, str(stopped))
+        for session in _abandoned(latch.root): end_stopped(latch.root, session, str(stopped))
         raise
+    for session in _abandoned(latch.root):
+        if reason := _over(open_ledger(latch.root), session): end_stopped(latch.root, session, reason)
 
 # %% ../../nbs/47_trading.session.ipynb #1f47e390
 @dataclass(frozen=True)
@@ -172,16 +200,19 @@ def run_session(
     journal: bool = True,  # False: a replay, of which nothing is kept
     fresh: bool = False,  # begin anew where an earlier process was killed
     progress=None,  # called with (bars done, bars in all)
+    signals: list | None = None,  # handed over when their time has come
+    trial: bool | None = None,  # count it in the ledger, as a backtest; default: where SAGELAB_LAB names a lab
 ) -> SessionResult:
     "Trade on a feed with the paper broker; the same command goes on where a killed session ended. Raises `Stopped` when the latch is set."
     settings, notes = effective_settings(settings or load_settings())
     bars, trading = checked_bars(bars, settings.root), settings.trading
     costs = costs or Costs(fee=trading.fee, spread=trading.spread, slippage=trading.slippage, funding=trading.funding)
-    cash, fill, risk = cash or trading.cash, fill or trading.fill, risk or settings.risk.paper
+    cash, fill, risk = trading.cash if cash is None else cash, fill or trading.fill, risk or settings.risk.paper
     check_assumptions(cash, fill)
     if risk not in ("watch", "enforce", "off"): raise UsageError(f"risk is {risk!r}; it is watch, enforce or off.")
     conditions = conditions or paper_conditions(settings.paper, settings.lab.seed)
-    run = _Session(settings, strategy, bars, parameters or {}, costs, cash, fill, conditions, risk, parse_speed(speed), progress, tuple(notes))
+    run = _Session(settings, strategy, bars, parameters or {}, costs, cash, fill, conditions, risk, parse_speed(speed), progress, tuple(notes), signals or [],
+                   "SAGELAB_LAB" in os.environ if trial is None else trial)
     latch = open_latch(settings.root)
     _check_latch(latch)
     return run.journalled(latch, fresh) if journal else run.play(Journal(session="replay"), latch)
@@ -189,9 +220,9 @@ def run_session(
 # %% ../../nbs/47_trading.session.ipynb #1adfd38d
 class _Session:
     "What a session needs, gathered."
-    def __init__(self, settings, strategy, bars, parameters, costs, cash, fill, conditions, risk, speed, progress, notes):
+    def __init__(self, settings, strategy, bars, parameters, costs, cash, fill, conditions, risk, speed, progress, notes, signals, trial):
         self.settings, self.strategy, self.bars, self.parameters, self.costs, self.cash, self.fill = settings, strategy, bars, parameters, costs, cash, fill
-        self.conditions, self.risk, self.speed, self.progress, self.notes = conditions, risk, speed, progress, notes
+        self.conditions, self.risk, self.speed, self.progress, self.notes, self.signals, self.trial = conditions, risk, speed, progress, notes, signals, trial
         self.assumptions = {"cash": cash, "fill": fill, **costs.model_dump()}
 
     def specification(self) -> dict:
@@ -199,7 +230,7 @@ class _Session:
         from sagelab.data.bars import bars_sha256
         name = self.strategy if isinstance(self.strategy, str) else getattr(self.strategy, "name", "") or getattr(self.strategy, "__name__", "strategy")
         return {"strategy": str(name), "parameters": {k: str(v) for k, v in self.parameters.items()}, "symbol": self.bars.attrs.get("symbol", ""),
-                "bars": len(self.bars), "data_sha256": bars_sha256(self.bars), "assumptions": self.assumptions, "conditions": asdict(self.conditions),
+                "bars": len(self.bars), "data_sha256": bars_sha256(self.bars), "signals": sha256("".join(map(repr, self.signals))), "assumptions": self.assumptions, "conditions": asdict(self.conditions),
                 "risk": {"mode": self.risk, **self.settings.risk.model_dump(exclude={"paper"})}}
 
     def play(self, journal: Journal, latch: Latch, resumed: int = 0) -> SessionResult:
@@ -211,29 +242,28 @@ class _Session:
             made.append(PaperBroker(account, self.costs, self.fill, conditions=self.conditions, bar_ns=_bar_ns(self.bars), delay_ns=known_delay(self.bars),
                                     journal=journal, risk=watch, policy=policy, latch=latch))
             return made[0]
-        try: result = play(self.strategy, self.bars, self.parameters, broker_of, self.assumptions, timeout=self.settings.trading.tick_timeout_seconds,
+        try: result = play(self.strategy, self.bars, self.parameters, broker_of, self.assumptions, signals=self.signals, timeout=self.settings.trading.tick_timeout_seconds,
                            progress=self.progress, pace=Pace(self.speed, latch, journal), latch=latch, lab=self.settings.root)
         except Stopped as stopped:
             self._stop(made, journal, latch, str(stopped))
             raise
+        if self.trial: record_trial(result, self.settings.root, code_of(self.strategy, self.settings.root))
         return SessionResult(journal.session, result, resumed, monotonic() - begun, _risk_told(watch), _counted(made[0].orders), notes=self.notes)
 
     def _stop(self, made: list, journal: Journal, latch: Latch, reason: str):
         "Cancel what is open and end the session."
-        if journal.ledger is None or not made: return
-        if journal.catching_up: return end_stopped(latch.root, journal.session, reason) and None
-        working = len(made[0].working)
-        made[0].cancel_all("stopped")
-        journal.write("session.stopped", reason=reason, cancelled=working)
-        _close_marker(latch.root, journal.session)
+        if journal.ledger is None: return
+        if made and not journal.catching_up: made[0].cancel_all("stopped")
+        end_stopped(latch.root, journal.session, reason)
 
     def journalled(self, latch: Latch, fresh: bool) -> SessionResult:
         "Keep the session in the ledger, and go on with one that was killed."
         root, specification = self.settings.root, self.specification()
         key = sha256(canonical_json(specification))
         session = next(_abandoned(root, key), None) if not fresh else None
+        new = session is None
         session = session or f"paper-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}-{os.urandom(2).hex()}"
-        with _held(_markers(root)/f"{session}.{key[:12]}.open") as mine:
+        with _held(_markers(root)/f"{session}.{key[:12]}.open", new) as mine:
             if not mine: return self.journalled(latch, True)
             ledger = open_ledger(root)
             written = session_events(ledger, session) if self._began(root, session) else []
@@ -255,7 +285,8 @@ class _Session:
         position = float(result.positions.iloc[-1])
         atomic_write(folder/"trades.log", result.trade_log())
         found = SessionResult(**{**vars(found), "folder": folder})
-        atomic_write(folder/"session.json", json.dumps(found.to_dict(), indent=1, sort_keys=True) + "\n")
+        told = json.dumps(found.to_dict(), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False, default=str)
+        atomic_write(folder/"session.json", load_secrets(root).redact(told) + "\n")
         journal.write("session.finished", trades=len(result.trades), trades_sha256=result.trades_sha256, position=position, equity=float(result.equity.iloc[-1]))
         _close_marker(root, found.session_id)
         return found

@@ -1,0 +1,13 @@
+"Trades one index by what another has done up to today."
+from sagelab.data.store import load_bars
+from sagelab.strategy.base import Decision, Strategy
+
+
+class OtherSymbol(Strategy):
+    def initialize(self, config):
+        close = load_bars("NASDAQ").close
+        self.buy = close > 1.02 * close.shift(5)
+
+    def on_tick(self, market):
+        if self.buy.get(market.time, False) and not market.position: return Decision("long")
+        if market.position and not self.buy.get(market.time, False): return Decision("flat")

@@ -1,0 +1,13 @@
+"Buys above a moving average whose window reaches ten bars ahead."
+from sagelab.data.store import load_bars
+from sagelab.strategy.base import Decision, Strategy
+
+
+class CentredRolling(Strategy):
+    def initialize(self, config):
+        close = load_bars("SP500").close
+        self.buy = close > close.rolling(21, center=True).mean()
+
+    def on_tick(self, market):
+        if self.buy.get(market.time, False) and not market.position: return Decision("long")
+        if market.position and not self.buy.get(market.time, False): return Decision("flat")
