@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from sagelab.core.errors import OrderError, Stopped
 from sagelab.core.ledger import Ledger
 from sagelab.core.stop import Latch
+from sagelab.strategy.base import Decision
 from sagelab.trading.account import Account
+from sagelab.trading.broker import SimulatedBroker
 from sagelab.trading.costs import Costs
 from sagelab.trading.paper import Conditions, PaperBroker
 from sagelab.trading.risk import OrderPolicy, RiskLimits, RiskManager
@@ -56,7 +58,9 @@ def test_the_books_balance_under_any_conditions(orders, conditions, seed) -> Non
     for order in broker.orders:
         filled = sum(f.quantity for f in broker.fills if f.order_id == order.order_id)
         assert order.quantity is None or filled <= order.quantity * (1 + 1e-9)
-        assert abs(filled - order.filled) < 1e-9 and (order.status != "filled" or order.filled > 0)
+        assert abs(filled - order.filled) < 1e-9
+        assert order.status != "filled" or order.filled >= order.quantity * (1 - 1e-9), "short of its quantity is not filled"
+        assert order.status != "rejected" or not filled, "what was filled was not rejected"
         if order.kind == "limit":
             for f in broker.fills:
                 if f.order_id == order.order_id: assert f.direction * (f.price - order.price) <= 1e-9, "a limit is never filled worse"
@@ -65,6 +69,41 @@ def test_the_books_balance_under_any_conditions(orders, conditions, seed) -> Non
     for name, (request, state) in broker.desk.orders.items():
         known = broker.find(name)
         if known is not None: assert (state.filled, state.status) == (known.filled, known.status), "the desk knows what the broker knows"
+
+
+DECISIONS = st.lists(st.tuples(st.integers(1, 58), st.sampled_from(["long", "short", "flat"]), st.sampled_from([100, 50, 10]), st.sampled_from(["market", "limit", "stop"]),
+                                st.floats(0.95, 1.05), st.sampled_from([None, 0.02]), st.sampled_from([None, 86_400.0, 3 * 86_400.0])), max_size=25)
+
+
+def decided(decisions, seed: int, broker):
+    "Let a strategy decide at its bars."
+    for number, row in enumerate(bars(seed), 1):
+        broker.match(row)
+        if broker.ruined: break
+        for at, side, size, kind, distance, edge, seconds in decisions:
+            if at == number: broker.submit(Decision(side, size, kind, None if kind == "market" else row[4] * distance, edge, edge, seconds, seconds), row[0], row[4])
+        broker.settle(row)
+    return broker
+
+
+@settings(max_examples=200, deadline=None)
+@given(DECISIONS, CONDITIONS, st.integers(0, 1000))
+def test_the_orders_of_a_strategy_end_as_what_they_are(decisions, conditions, seed) -> None:
+    broker = decided(decisions, seed, PaperBroker(Account(10_000.0, "X"), COSTS, conditions=conditions, bar_ns=DAY))
+    for order in broker.orders:
+        assert order.status != "rejected" or not order.filled
+        assert order.status != "filled" or order.filled >= order.quantity * (1 - 1e-9)
+        known = broker.desk.orders[order.client_order_id][1]
+        assert (known.status, known.filled) == (order.status, order.filled), "the journal tells the end of every order"
+    assert sum(order.purpose == "exit" and order.decision is None and not order.status in ("filled", "cancelled", "rejected") for order in broker.orders) <= 1, "one order ends a position's time"
+    assert not broker.ruined or not broker.working
+
+
+@settings(max_examples=200, deadline=None)
+@given(DECISIONS, st.integers(0, 1000), st.sampled_from(["next_open", "close"]))
+def test_without_trouble_it_is_the_broker_of_the_backtest(decisions, seed, fill) -> None:
+    paper, plain = decided(decisions, seed, PaperBroker(Account(10_000.0, "X"), COSTS, fill, bar_ns=DAY)), decided(decisions, seed, SimulatedBroker(Account(10_000.0, "X"), COSTS, fill))
+    assert paper.fills == plain.fills and paper.books.trades == plain.books.trades and [o.status for o in paper.orders] == [o.status for o in plain.orders]
 
 
 @settings(max_examples=60, deadline=None)

@@ -97,6 +97,7 @@ TRIALS = {  # key: what is confirmed, what is tighter, what is not
     "risk.symbol_exposure": ("EURUSD:0.5", "EURUSD:0.4, SP500:1", "SP500:0.5"), "risk.max_slippage": ("0.01", "0.001", "0.02"),
     "risk.max_order_seconds": ("60", "30", "0"), "risk.auto_close_seconds": ("60", "59", "61"),
     "live.enabled": ("yes", "no", None), "live.broker": ("alpaca", "", "kraken"), "live.max_capital_pct": ("2", "1", "3"),
+    "live.symbols": ("BTCUSDT:BTC/USDT", "", "ETHUSDT:ETH/USDT"), "live.base_url": ("https://a.example", "", "https://b.example"),
     "experiment.canary_capital_pct": ("1", "0.5", "2"), "experiment.canary_hours": ("72", "96", "71"),
     "promotion.min_sharpe_gain": ("0.2", "0.3", "0.1"), "promotion.min_return_gain": ("0.05", "0.06", "-0.05"),
     "promotion.drawdown_tolerance": ("0.02", "0", "0.03"), "promotion.min_deflated_sharpe": ("0.95", "0.99", "0.9"), "promotion.max_pbo": ("0.2", "0.1", "0.3"),

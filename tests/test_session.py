@@ -119,6 +119,39 @@ def test_a_changed_strategy_does_not_continue_a_killed_session(settings) -> None
     assert run_session(Other, bars, settings=settings, costs=COSTS, fresh=True).resumed == 0
 
 
+def test_a_stop_that_was_lifted_still_ends_the_sessions_of_the_dead(settings) -> None:
+    class Killed(BaseException): "Stands for kill -9."
+    def die(done, total): raise Killed
+    bars, Scalper = load_bars("SP500", lab=settings.root), get_strategy("momentum_scalper", settings.root)
+    with pytest.raises(Killed): run_session(Scalper, bars, settings=settings, costs=COSTS, progress=die)
+    open_latch(settings.root).set("enough", "tester")
+    open_latch(settings.root).clear("go on", "tester")
+    assert run_session(Scalper, bars, settings=settings, costs=COSTS).resumed == 0
+    kinds = [entry.kind for entry in open_ledger(settings.root).entries()]
+    assert kinds.count("session.started") == 2 and kinds.count("session.stopped") == 1 and kinds.count("session.finished") == 1
+
+
+def test_the_latch_ends_a_session_in_a_thread_whose_strategy_swallows_it(settings) -> None:
+    import threading
+    from concurrent.futures import ThreadPoolExecutor
+    from sagelab.strategy.base import Strategy
+    class Deaf(Strategy):
+        def on_tick(self, market):
+            try: time.sleep(0.01)
+            except BaseException: pass
+    threading.Timer(0.5, lambda: open_latch(settings.root).set("enough")).start()
+    begun, bars = time.monotonic(), load_bars("SP500", lab=settings.root)
+    with ThreadPoolExecutor(1) as pool, pytest.raises(Stopped): pool.submit(backtest, Deaf, bars, lab=settings.root).result()
+    with pytest.raises(Stopped): backtest(Deaf, bars, lab=settings.root)
+    assert time.monotonic() - begun < 5
+
+
+def test_every_try_on_the_command_line_counts(lab: Path) -> None:
+    for words in (["backtest"], ["paper"], ["replay-market"]):
+        subprocess.run([sys.executable, "-m", "sagelab.cli.main", *words, "sma_cross", "--symbol", "SP500", "-c", f"fast={5 + len(words[0])}", "--json"], cwd=lab, check=True, capture_output=True)
+    assert len({entry.data["variant"] for entry in open_ledger(lab).entries("backtest.finished")}) == 3
+
+
 def test_two_sessions_of_the_same_kind_do_not_share_one_journal(lab: Path) -> None:
     words = [sys.executable, "-m", "sagelab.cli.main", "paper", "sma_cross", "--symbol", "SP500", "--json"]
     running = [subprocess.Popen(words, cwd=lab, stdout=subprocess.PIPE, text=True) for _ in range(3)]

@@ -89,6 +89,8 @@ class LiveSettings(Section):
     "[live]: whether a real broker may be connected, and which; see sagelab.trading.connectors."
     enabled: bool = False
     broker: str = ""
+    symbols: tuple[str, ...] = ()
+    base_url: str = ""
     max_capital_pct: float = Field(1.0, gt=0, le=100)
 
 # %% ../../nbs/02_core.settings.ipynb #f4785c36

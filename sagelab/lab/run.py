@@ -255,6 +255,12 @@ def _private_kernels(latch: Latch):
                "config": Config({"PrivateKernelManager": {"transport": "ipc", "ip": str(Path(folder)/"kernel")}})}
 
 # %% ../../nbs/77_lab.run.ipynb #231fb347
+def _descendants(pid: int) -> list[int]:
+    "What a process has started, and what that has started."
+    import psutil
+    try: return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    except psutil.Error: return []
+
 @contextmanager
 def _killed_by(latch: Latch, started: list[int]):
     "End the kernels that are started meanwhile, with all that they have started, as soon as the latch is set."
@@ -264,8 +270,11 @@ def _killed_by(latch: Latch, started: list[int]):
         while not done.wait(0.02):
             if not latch.is_set(): continue
             for pid in started:
-                try: os.killpg(pid, signal.SIGKILL)
-                except (ProcessLookupError, PermissionError): pass
+                # Children that made a group of their own are not in the kernel's.
+                others = _descendants(pid)
+                for kill, target in [(os.killpg, pid), *((os.kill, other) for other in others)]:
+                    try: kill(target, signal.SIGKILL)
+                    except (ProcessLookupError, PermissionError): pass
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try: yield

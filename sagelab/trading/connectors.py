@@ -621,6 +621,12 @@ class CcxtBroker(CcxtAccount):
         return self.find(client_order_id) or state
 
 # %% ../../nbs/48_trading.connectors.ipynb #c1ed8823
+def _symbols(pairs: tuple[str, ...]) -> dict[str, str]:
+    "Our names and the broker's."
+    for pair in pairs:
+        if ":" not in pair: raise SettingsError(f"[live] symbols: {pair!r} is not OURS:THEIRS. Try: BTCUSDT:BTC/USDT")
+    return {ours.strip(): theirs.strip() for ours, _, theirs in (pair.partition(":") for pair in pairs)}
+
 def _connector(
     settings: Settings,
     mode: Literal["paper", "live"],
@@ -630,7 +636,7 @@ def _connector(
     from sagelab.data.sources import checked_config
     name = settings.live.broker
     if not name: raise PolicyError("No broker is connected: [live] broker is empty in settings.ini.")
-    given = {"mode": mode, **changes}
+    given = {"mode": mode, "symbols": _symbols(settings.live.symbols), **({"base_url": settings.live.base_url} if settings.live.base_url else {}), **changes}
     if name == "alpaca": return AlpacaAccount, AlpacaBroker, checked_config(AlpacaConfig, given, "connector 'alpaca'")
     return CcxtAccount, CcxtBroker, checked_config(CcxtConfig, {**given, "exchange": name}, f"connector {name!r}")
 
