@@ -38,7 +38,7 @@ def test_a_run_has_all_its_artifacts(done, lab, settings):
     page = re.sub(r"<script.*?</script>", "", (done.folder / "report.html").read_text(), flags=re.DOTALL)  # plotly.js holds addresses that it never asks
     assert "Plotly" in (done.folder / "report.html").read_text() and not re.search(r"""(src|href)=["']https?:""", page) and "buy_and_hold" in page
     assert find_run("last", settings).run_id == find_run(done.run_id[:17], settings).run_id == done.run_id
-    assert [e.kind for e in open_ledger(lab).entries()] == ["run.finished"]
+    assert [e.kind for e in open_ledger(lab).entries()] == ["backtest.finished", "backtest.finished", "run.finished"]
 
 
 def test_replay_is_identical_and_finds_what_changed(done, lab, settings):

@@ -190,7 +190,7 @@ def paper_canary(
     share, part = settings.experiment.canary_capital_pct, bars.iloc[-max(len(bars) // CANARY_SHARE, min(len(bars), 50)):]
     allocated = cash * share / 100
     expected = backtest(strategy, part, parameters, costs=costs, cash=allocated, fill=fill, timeout=settings.trading.tick_timeout_seconds, trial=False)
-    session = run_session(strategy, part, parameters, settings=settings, costs=costs, cash=allocated, fill=fill)
+    session = run_session(strategy, part, parameters, settings=settings, costs=costs, cash=allocated, fill=fill, trial=False)
     found, sent = session.result, sum(count for status, count in session.orders.items() if status != "created")
     logs = [r.trade_log().splitlines() for r in (expected, found)]
     return {"allocated_capital_pct": share, "allocated_capital": allocated, "duration_hours": round((part.index[-1] - part.index[0]).total_seconds() / 3600, 2),

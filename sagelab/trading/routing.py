@@ -258,10 +258,13 @@ class OrderDesk:
         "Take what a broker tells of an order; what is known already is no news, and a fill is never taken back."
         request, known = self.orders.get(state.client_order_id, (None, None))
         if known is None: raise BrokerError(f"{self.broker.name} tells of an order {state.client_order_id!r} that was never sent.")
-        if state.filled < known.filled or (known.done and state.status != known.status):
+        late = known.done and state.filled > known.filled
+        if state.filled < known.filled or (known.done and state.status != known.status and not late):
             self.journal.write("order.contradicted", client_order_id=state.client_order_id, was=known.status, filled=known.filled, told=state.status, told_filled=state.filled)
             return known
-        if (state.status, state.filled) != (known.status, known.filled): self.journal.write(f"order.{state.status}", **_told_state(state), **more)
+        # What was bought is held, whatever was believed of the order before.
+        if late: self.journal.write("order.filled_late", **_told_state(state), **more)
+        elif (state.status, state.filled) != (known.status, known.filled): self.journal.write(f"order.{state.status}", **_told_state(state), **more)
         elif not known.broker_order_id and state.broker_order_id and state.status == "created":
             self.journal.write("order.accepted", client_order_id=state.client_order_id, broker_order_id=state.broker_order_id, **more)
         return self._keep(request, state)
