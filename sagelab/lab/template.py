@@ -14,7 +14,7 @@ from ..core.files import atomic_write
 # %% ../../nbs/74_lab.template.ipynb #4877c445
 PARTS = ("settings.ini", "AI_POLICY.md", "strategies", "data/samples", "nbs/experiments", "config/secrets.env.example")
 FOLDERS = ("data/market", "reports", "prompts")
-IGNORED = "# private or derived; never committed\n.sagelab/\nconfig/secrets.env\ndata/market/\ndata/news/\nreports/\n__pycache__/\n.ipynb_checkpoints/\n"
+IGNORED = "# private or derived; never committed\n.sagelab\nconfig/secrets.env\ndata/market\ndata/news/\nreports/\n__pycache__/\n.ipynb_checkpoints/\n"
 
 def template_root() -> Path:
     "The lab that is copied: the one in the package, else the checkout that the package stands in."

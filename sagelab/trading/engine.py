@@ -137,6 +137,12 @@ def _alarm(look):
 class _Hung(BaseException):
     "Put into a thread that hangs; a BaseException, so that a strategy's own `except Exception` does not swallow it."
 
+def _let_pass():
+    "What was put into this thread when the body had just ended is for nobody. Taking it back by the C call would hang under a debugger."
+    try:
+        for _ in range(1000): pass
+    except _Hung: pass
+
 @contextmanager
 def _watcher_thread(look):
     "Watch from a second thread, which can stop Python code but not a sleeping C call."
@@ -158,8 +164,7 @@ def _watcher_thread(look):
     finally:
         done.set()
         watcher.join()
-        # What came when the body had just ended is for nobody.
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(target, None)
+        if found: _let_pass()
 
 # %% ../../nbs/42_trading.engine.ipynb #37ff7ef1
 CHUNK = 4096  # bars that are in Python's own numbers at a time; a few thousand keep both memory and overhead low
