@@ -332,7 +332,7 @@ def _left_behind(look: _Look, second: Trial) -> _Leak | None:
             found = differing(second.decisions, two.decisions, int(labels[number]))
             if not found: continue
             names = [f"`{name}`" for name, value in one.remains.items() if one.before.get(name) != value]
-            files = sorted(one.wrote & two.read)
+            files = sorted(one.wrote & (two.read | two.wrote))
             kept = " and ".join([*names[:3], *files[:3]]) or "the process"
             return _Leak(found[0], future, spell(second.decisions.get(found[0], ())), spell(two.decisions.get(found[0], ())), [f"state kept between runs: {kept}"])
     return None
@@ -479,6 +479,7 @@ def _more_notes(look: _Look, given, found: _Leak | None) -> list[str]:
     if isinstance(given, (list, tuple)) and given: notes.append("The signals came as a list, so how they were made cannot be seen. Try: give the function that makes them")
     if memory := look.trials.origin.memory:
         notes += [f"{name} was made before this check and could be changed only after each cut; how its earlier rows were made cannot be seen." for name in memory.tables(look.timeline.length)]
+    if programs := look.reference.programs: notes.append(f"It starts other programs ({', '.join(sorted(programs))}); what they read cannot be followed, but for files that they are named.")
     closed = sorted(path for path in look.reference.read if path.lower().endswith(_CLOSED))
     notes += [f"It reads {path}, a kind of file that cannot be changed here." for path in closed]
     if look.unable and len(look.unable) < 2 * len(look.numbers): notes.append(f"In {len(look.unable)} of the futures it did not start: {look.unable[0][1]}")

@@ -50,6 +50,7 @@ class Detour:
         scratch: Scratch,
     ):
         self.future, self.scratch = future, scratch
+        self.programs = set()  # other programs that were started
         self.read, self.wrote, self.served = set(), set(), {}  # real paths; and what data were given -> whether they were of another future
         self._copies, self._series, self._sources, self._local, self._open = {}, {}, {}, threading.local(), False
         self._others = {thread.ident for thread in threading.enumerate()}
@@ -170,6 +171,7 @@ def _programs(detour: Detour) -> list[tuple]:
     def start(self, args, *given, **named):
         if detour.mine():
             words = shlex.split(args) if isinstance(args, str) else [args] if isinstance(args, (bytes, os.PathLike)) else [*args]
+            detour.programs.update(map(os.fsdecode, words[:1]))
             led = {word: way for word in words if os.path.isfile(word) and (way := detour.way(word)) != word}
             if isinstance(args, str): args = functools.reduce(lambda text, word: text.replace(word, str(led[word])), led, args)
             elif led: args = [led.get(word, word) for word in words]
@@ -210,9 +212,15 @@ def _files(detour: Detour) -> list[tuple]:
         plain_mkdir(path, *given, **named)
         if not named and led(path) and detour.real(path): detour.scratch.made.append(os.path.realpath(path))
 
+    class FileIO(io.FileIO):
+        "Python's own, led."
+        def __init__(self, file, mode="r", *given, **named):
+            if led(file): file = detour.way(file, bool(set(mode) & set("wax+")), "w" not in mode, "+" in mode)
+            super().__init__(file, mode, *given, **named)
+
     # What a notebook calls `open` is IPython's, which kept Python's own under this name.
     notebook = [(shell, "io_open", open_file)] if hasattr(shell := sys.modules.get("IPython.core.interactiveshell"), "io_open") else []
-    return [(builtins, "open", open_file), (io, "open", open_file), (os, "open", open_handle), (os, "stat", stat), (os, "remove", remove), (os, "unlink", remove),
+    return [(builtins, "open", open_file), (io, "open", open_file), (io, "FileIO", FileIO), (os, "open", open_handle), (os, "stat", stat), (os, "remove", remove), (os, "unlink", remove),
             (os, "replace", replace), (os, "rename", replace), (os, "mkdir", mkdir), *notebook]
 
 # %% ../../nbs/67_lab.detour.ipynb #41fa73c5

@@ -181,9 +181,10 @@ class Origin:
     def values(self,
         kind: type,  # from `fresh`
     ) -> dict:
-        "What the strategy's class and module hold now, by name."
-        if self.memory: return self.memory.values()
-        return Memory(kind).values()
+        "What the strategy's class and module hold now, and what it left in the environment and elsewhere, by name."
+        own = self.memory.values() if self.memory else Memory(kind).values()
+        left = {f"{thing.__name__}.{name}": values[name] for values, size, thing in self._shared for name in [*values][size:] if not isinstance(values[name], types.ModuleType)}
+        return own | left | {f"environment variable {name}": value for name, value in os.environ.items() if self._environment.get(name) != value}
 
     def close(self) -> None:
         "Leave no trace."
@@ -266,6 +267,8 @@ def _column(times, values, name: str, future: Future, found: dict) -> None:
     if values.dtype.kind not in "fiub": values = np.array([*map(_number, values.ravel())]) if values.size < 100_000 else values[:0]
     if known is not None: values = values[known[0] <= future.known_ns]
     elif len(values) > future.number + 1: values = values[:future.number + 1]
+    # Of something coarser than bars, or of a list that grows, as large a share as of the bars.
+    else: values = values[:max(1, len(values) * (future.number + 1) // future.timeline.length - 1)]
     found[name] = values.astype(float)
 
 # %% ../../nbs/68_lab.trial.ipynb #476b4e05
@@ -279,6 +282,7 @@ class Trial:
     served: dict[str, bool] = field(default_factory=dict)  # data that it fetched on its own -> whether they were of another future
     read: set[str] = field(default_factory=set)  # files
     wrote: set[str] = field(default_factory=set)
+    programs: set[str] = field(default_factory=set)  # other programs that were started
     before: dict = field(default_factory=dict)  # what class and module hold when fresh, where that was asked for
     remains: dict = field(default_factory=dict)  # and what they hold afterwards
     seconds: float = 0.0
@@ -390,7 +394,7 @@ class Trials:
             work = self._work(future, fresh, remains)
             in_thread(functools.partial(work, trial, bars, heads), lambda: trial.moved and trial.moved(), self._timeout)
         trial.served |= ways.served
-        trial.read, trial.wrote, trial.seconds = ways.read, ways.wrote, perf_counter() - started
+        trial.read, trial.wrote, trial.programs, trial.seconds = ways.read, ways.wrote, ways.programs, perf_counter() - started
         self.bars_run, self.count = self.bars_run + len(bars), self.count + 1
         return trial
 
