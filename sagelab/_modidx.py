@@ -669,6 +669,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'sagelab/lab/futurefiles.py'),
                                          'sagelab.lab.futurefiles._change_pickle': ( 'lab.futurefiles.html#_change_pickle',
                                                                                      'sagelab/lab/futurefiles.py'),
+                                         'sagelab.lab.futurefiles._change_raw': ( 'lab.futurefiles.html#_change_raw',
+                                                                                  'sagelab/lab/futurefiles.py'),
                                          'sagelab.lab.futurefiles._change_sqlite': ( 'lab.futurefiles.html#_change_sqlite',
                                                                                      'sagelab/lab/futurefiles.py'),
                                          'sagelab.lab.futurefiles._change_text': ( 'lab.futurefiles.html#_change_text',

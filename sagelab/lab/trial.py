@@ -183,7 +183,8 @@ class Origin:
     ) -> dict:
         "What the strategy's class and module hold now, and what it left in the environment and elsewhere, by name."
         own = self.memory.values() if self.memory else Memory(kind).values()
-        left = {f"{thing.__name__}.{name}": values[name] for values, size, thing in self._shared for name in [*values][size:] if not isinstance(values[name], types.ModuleType)}
+        left = {f"{thing.__name__}.{name}": values[name] for values, size, thing in self._shared for name in [*values][size:]
+                if not isinstance(values[name], types.ModuleType) and not name.startswith("__")}
         return own | left | {f"environment variable {name}": value for name, value in os.environ.items() if self._environment.get(name) != value}
 
     def close(self) -> None:
