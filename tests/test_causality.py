@@ -5,20 +5,15 @@ import importlib.util
 import json
 import shutil
 import sqlite3
-import time
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pandas as pd
 import pytest
-from sagelab.core.errors import StrategyError, UnknownName, UsageError
 from sagelab.data.store import load_bars
 from sagelab.lab.causality import Causality, causality_figure, check_causality, check_pipeline
-from sagelab.strategy.base import Decision, Strategy
-from sagelab.strategy.registry import get_strategy
 from sagelab.trading.costs import Costs
-from sagelab.trading.engine import backtest
 
 SUITE = sorted(Path(__file__).parent.joinpath("leaks").glob("*.py"))
 LEAKS, CLEAN = ([path.stem for path in SUITE if path.stem.startswith(kind)] for kind in ("leak_", "clean_"))
@@ -48,6 +43,10 @@ def desk(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     table.to_json(folder/"prices.json", orient="records")
     daily[[]].assign(momentum=daily.close.pct_change(5), target=daily.close.shift(-1) / daily.close - 1).rename_axis("date").to_csv(folder/"features.csv")
     np.save(folder/"close.npy", daily.close.to_numpy())
+    daily.close.to_numpy().tofile(folder/"close.bin")
+    daily[[]].assign(up=daily.close.shift(-1) > daily.close).rename_axis("date").to_csv(folder/"labels.csv")
+    months = pd.date_range("1998-12-15", "2004", freq="MS") + pd.Timedelta(13, "D")
+    pd.DataFrame({"published": months, "figure": np.random.default_rng(0).normal(100, 1, len(months)).round(2)}).to_csv(folder/"figures.csv", index=False)
     with contextlib.closing(sqlite3.connect(folder/"prices.db")) as base: table.to_sql("bars", base, index=False)
     (folder/"config.json").write_text(json.dumps({"window": 15, "start": "2000-01-01"}))
     (folder/"levels.csv").write_text("regime,level\ncalm,0.01\nwild,0.03\n")

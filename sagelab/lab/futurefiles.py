@@ -199,7 +199,7 @@ def _rewritten(parsed: _Text, after) -> str:
     rows = after.index.to_numpy()
     before, lines = parsed.table.iloc[rows], [None] * len(parsed.lines)
     made = {place: (before[place].to_numpy(), after[place].to_numpy()) for place in before}
-    differs = {place: ~((a == b) | ((a != a) & (b != b))) for place, (a, b) in made.items()}
+    differs = {place: np.asarray(~((a == b) | ((a != a) & (b != b))), bool) for place, (a, b) in made.items()}
     for row in np.flatnonzero(np.logical_or.reduce([*differs.values()])):
         cells = [*parsed.cells[parsed.body[rows[row]]]]
         for place, differ in differs.items():

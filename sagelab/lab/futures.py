@@ -233,6 +233,17 @@ def _is_calendar(frame, numbers: dict, timeline: Timeline) -> bool:
     small = all(len(values := np.unique(v[np.isfinite(v)])) <= 12 and (values == values.round()).all() for v in numbers.values())
     return len(frame) < 0.3 * timeline.length and small
 
+def _switches(frame, numbers: dict, timeline: Timeline) -> dict:
+    "Columns of two words, as 1 and 0, by place; 1 is the word that goes with a rise, where one does."
+    import numpy as np
+    found = {}
+    for place in set(range(frame.shape[1])) - set(numbers):
+        column = frame.iloc[:, place]
+        if column.dtype.kind == "M" or len(column) <= 100 or len(words := column.iloc[:50].unique()) != 2 or not column.isin(words).all(): continue
+        codes = (column == words[0]).to_numpy("float64")
+        found[place] = (codes, *words) if timeline.places(codes) is not None else (1 - codes, *words[::-1])
+    return found
+
 def change_frame(
     future: Future,
     frame,  # DataFrame, indexed by time or with a column of times
@@ -240,9 +251,10 @@ def change_frame(
     times: tuple | None = None,  # from `known_times`, where the times are not in the table
 ):  # DataFrame; the same object where nothing in it is of a later time
     "A table as it is in another future."
-    import numpy as np
     numbers = _numbers(frame)
     if _is_calendar(frame, numbers, future.timeline): return frame
+    switches = _switches(frame, numbers, future.timeline)
+    numbers |= {place: codes for place, (codes, _, _) in switches.items()}
     times = (known, True) if known is not None else times or time_of(frame, future.timeline.labels)
     found = future.rows(times, {} if known is not None else numbers, len(frame))
     if found is None: return frame
@@ -250,13 +262,18 @@ def change_frame(
     changed = frame.copy()
     for place, values in future.moved(numbers, {**dict.fromkeys(numbers, rows), **cells}).items():
         if future.shortens and not cells.get(place, rows)[~rows].any(): continue
-        kind = frame.dtypes.iloc[place]
-        fits = kind.kind == "f" or not np.isfinite(values).all()
-        changed.isetitem(place, values if fits else np.round(values).astype(kind.name.lower() if kind.kind in "iu" else kind))
+        changed.isetitem(place, _as_before(values, frame.dtypes.iloc[place], switches.get(place)))
     if future.shortens: return changed[~rows]
     for place in set(range(frame.shape[1])) - set(numbers):
         if frame.dtypes.iloc[place].kind != "M": changed.isetitem(place, _turned(frame.iloc[:, place], rows))
     return changed
+
+def _as_before(values, kind, switch: tuple | None):
+    "Changed numbers as the kind of column that they were."
+    import numpy as np
+    if switch: return np.where(values == 1, switch[1], np.where(values == 0, switch[2], "")).astype(object)
+    if kind.kind == "f" or not np.isfinite(values).all(): return values
+    return np.round(values).astype(kind.name.lower() if kind.kind in "iu" else kind)
 
 def _turned(column, rows):
     "Words in the opposite order, so that they are still words of this column."

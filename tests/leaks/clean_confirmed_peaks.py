@@ -1,5 +1,4 @@
 "Peaks, said not when they happen but five bars later, when they are known to be peaks."
-import numpy as np
 
 
 def pipeline(bars):

@@ -1,5 +1,4 @@
 "Trailing indicators of every kind."
-import numpy as np
 
 
 def pipeline(bars):

@@ -1,6 +1,6 @@
 "Watches and never trades."
 from sagelab.data.store import load_bars
-from sagelab.strategy.base import Decision, Strategy
+from sagelab.strategy.base import Strategy
 
 
 class Never(Strategy):

@@ -1,5 +1,5 @@
 "Reads tomorrow's date out of a CSV file line by line."
-import csv, datetime
+import csv
 from pathlib import Path
 from sagelab.strategy.base import Decision, Strategy
 
