@@ -16,7 +16,7 @@ from .difference import against, choose_cuts, differing, equal_cells, first_row,
 from .futures import Future, Timeline, change_frame
 from .plots import COLOURS, LOSS, NEUTRAL, label, milliseconds, moment, thin
 from .trial import Memory, Trial, Trials, in_thread, quiet, seeded
-from ..strategy.base import Decision
+from ..strategy.base import Decision, build_config
 from ..trading.orders import iso_time
 
 # %% ../../nbs/79_lab.causality.ipynb #0735de87
@@ -165,7 +165,7 @@ def _sharpest(probe, reference: dict, future: Future, row: tuple) -> tuple:
 
 def _told_pipeline(pipeline, row, future, served, repeats, steady, numbers, started) -> Causality:
     "Put what was found into words."
-    timeline, more = pipeline.timeline, {"repeats": repeats, "runs": pipeline.runs, "cuts": tuple(moment(int(pipeline.timeline.labels[n])) for n in numbers)}
+    timeline, more = pipeline.timeline, {"repeats": repeats, "runs": pipeline.runs, "cuts": tuple(_iso(timeline, n) for n in numbers)}
     notes = tuple(f"{name} was made before this check and could be changed only after each cut; how its earlier rows were made cannot be seen." for name in pipeline.memory.tables(timeline.length))
     if not repeats: notes += ("It does not repeat: a second call gives other values.",)
     seconds = perf_counter() - started
@@ -221,7 +221,7 @@ class _Look:
         self.data_file = os.path.realpath(data_file) if data_file else None
         self.reference, self.heads, self.numbers, self.ignored = Trial(), {}, [], ()
         self.repeats, self.steady, self.sealed, self.served = True, True, False, {}
-        self.suspects, self.unable, self.notes = {}, [], []
+        self.suspects, self.unable, self.notes, self.sound = {}, [], [], 0
 
     def first(self) -> None:
         "Run as it was; raises `StrategyError` for a strategy that breaks."
@@ -264,6 +264,7 @@ class _Look:
         if trial.error and trial.last_ns is None:
             self.unable.append((future, trial.error))
             return None
+        self.sound += 1
         until = trial.last_ns - 1 if trial.error else label_ns
         unlike = differing(self.reference.decisions, trial.decisions, until, ignored)
         names = self._unlike_heads(label_ns, trial) if not trial.error else []
@@ -376,16 +377,23 @@ def _sharpened(look: _Look, found: _Leak) -> _Leak:
         budget[0] -= bars[place]
         leak = look.probe(replace(found.future, number=bars[place])) if budget[0] > 0 else None
         return leak if leak and not leak.broke else None
-    earlier = _earliest(probe, len(bars)) if bars else None
-    return replace(earlier, routes=found.routes) if earlier and earlier.ns < found.ns else found
+    earlier = (_earliest(probe, len(bars)) if bars else None) or found
+    # The first decision of every other kind costs little, where it is early.
+    others = {}
+    for ns in sorted(ns for ns in decisions if ns < earlier.ns): others.setdefault(kind_of(decisions[ns][-1]), int(labels.searchsorted(ns)))
+    for number in sorted(others.values())[:4]:
+        budget[0] -= number
+        leak = look.probe(_plan(look, [number])[0]) if budget[0] > 0 else None
+        if leak and not leak.broke and leak.ns < earlier.ns: earlier = leak
+    return replace(earlier, routes=found.routes)
 
 # %% ../../nbs/79_lab.causality.ipynb #90f3fa52
 def _warmup(look: _Look) -> int | None:
     "After how many bars decisions no longer depend on where history begins."
     labels, length, decisions = look.timeline.labels, look.timeline.length, look.reference.decisions
-    # Where decisions follow each other closely, what is not settled shows.
+    # Where decisions follow each other closely, what is not settled shows; one bar before them, so does what only counts bars.
     middle = sorted(n for ns in decisions if length // 4 <= (n := int(labels.searchsorted(ns))) <= 3 * length // 4)
-    first = min(zip(middle, middle[3:]), key=lambda pair: (pair[1] - pair[0], abs(pair[0] - length // 2)), default=(middle[len(middle) // 2] if middle else length // 2,))[0]
+    first = min(zip(middle, middle[3:]), key=lambda pair: (pair[1] - pair[0], abs(pair[0] - length // 2)), default=(middle[len(middle) // 2] if middle else length // 2,))[0] - 1
     trial = look.trials.run(Future(look.timeline, first, "start"))
     look.progress(look.trials.count)
     if trial.error:
@@ -438,9 +446,29 @@ def _found(look: _Look) -> _Leak | None:
     if found or not look.steady: return found
     found = _search(look)
     if found: return _sharpened(look, found)
-    if look.unable and len(look.unable) == len({f.number for f, _ in look.unable}) * 2 and not look.suspects and len(look.unable) >= len(look.numbers):
+    if look.unable and not look.sound:
         future, error = look.unable[0]
         return _Leak(int(look.timeline.labels[0]), future, "", "", [_way(name) for name, other in look.served.items() if other], error)
+    return _compiled(look)
+
+def _compiled(look: _Look) -> _Leak | None:
+    "A sweep does not ask the strategy but its compiled form, whose lines are a pipeline like any other."
+    kind, trials = look.trials.kind, look.trials
+    if getattr(kind, "compiled", None) is None: return None
+    config = build_config(kind, trials.parameters).model_dump()
+    pipeline = _Pipeline(functools.partial(_lines, kind.compiled, {name: [value] for name, value in config.items()}), trials.bars, trials.seed, None)
+    number = look.numbers[len(look.numbers) // 2]
+    try:
+        reference = pipeline.call()
+        for future in (Future(look.timeline, number, change, trials.seed) for change in ("up", "cut")):
+            if row := _probe_pipeline(pipeline, reference, future): return _Leak(row[0], future, _short(row[2]), _short(row[3]), ["the compiled form, by which sweeps run"])
+    finally: pipeline.memory.restore()
+
+def _lines(compiled, grid: dict, bars):
+    "The lines that a compiled rule goes by, as a table."
+    import numpy as np, pandas as pd
+    values = [value for held in vars(compiled(bars, grid)).values() for value in (held if isinstance(held, (list, tuple)) else [held])]
+    return pd.DataFrame({place: value for place, value in enumerate(values) if isinstance(value, np.ndarray) and value.shape == (len(bars),)}, index=bars.index)
 
 # %% ../../nbs/79_lab.causality.ipynb #c88ed351
 def _told(look: _Look, found: _Leak | None, given, started: float) -> Causality:
@@ -468,8 +496,9 @@ def _told_leak(look: _Look, found: _Leak, more: dict) -> Causality:
     if found.broke:
         through = f"breaks without the future; {through}"
         said = f"where the bars after {cut} {happened}, the strategy breaks at {first} (bar {number:,}): {found.broke}"
+    elif "compiled" in through: said = f"a line of the compiled form is {found.before} at {first} (bar {number:,}); where the bars after {cut} {happened}, it is {found.after}."
     else: said = f"at {first} (bar {number:,}) it decides {found.before}; where the bars after {cut} {happened}, it decides {found.after}."
-    return Causality("leak", f"Look-ahead: {said} It {through}.", _iso(timeline, number), number, through, **more,
+    return Causality("leak", f"Look-ahead: {said} Through: {through}.", _iso(timeline, number), number, through, **more,
                      evidence=_evidence(look.trials.bars, number, found.future, found.before, found.after))
 
 def _more_notes(look: _Look, given, found: _Leak | None) -> list[str]:
@@ -482,7 +511,7 @@ def _more_notes(look: _Look, given, found: _Leak | None) -> list[str]:
     if programs := look.reference.programs: notes.append(f"It starts other programs ({', '.join(sorted(programs))}); what they read cannot be followed, but for files that they are named.")
     closed = sorted(path for path in look.reference.read if path.lower().endswith(_CLOSED))
     notes += [f"It reads {path}, a kind of file that cannot be changed here." for path in closed]
-    if look.unable and len(look.unable) < 2 * len(look.numbers): notes.append(f"In {len(look.unable)} of the futures it did not start: {look.unable[0][1]}")
+    if look.unable and look.sound: notes.append(f"In {len(look.unable)} of the futures it did not start: {look.unable[0][1]}")
     return notes
 
 _CLOSED = (".xlsx", ".xls", ".h5", ".hdf5", ".duckdb", ".mat", ".rds", ".zip")

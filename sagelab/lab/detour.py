@@ -193,7 +193,7 @@ def _files(detour: Detour) -> list[tuple]:
         return plain_os_open(path, flags, mode, dir_fd=dir_fd)
 
     def stat(path, *, dir_fd=None, follow_symlinks=True):
-        if detour.scratch.places and dir_fd is None and led(path) and (real := detour.real(path)) in detour.scratch.places: path = detour.way(path)
+        if detour.scratch.places and dir_fd is None and led(path) and detour.real(path) in detour.scratch.places: path = detour.way(path)
         return plain_stat(path, dir_fd=dir_fd, follow_symlinks=follow_symlinks)
 
     def remove(path, *, dir_fd=None):

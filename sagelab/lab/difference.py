@@ -82,7 +82,7 @@ def choose_cuts(
 ) -> list[int]:  # bar numbers, ascending
     "Spread cuts over the events, one of each kind first; where there are none, over all bars."
     import numpy as np
-    targets = (np.linspace(0.2, 0.8, count) if count > 1 else np.array([0.5])) * length + np.random.default_rng(seed).uniform(-0.04, 0.04, count) * length
+    targets = (np.linspace(0.15, 0.95, count) if count > 1 else np.array([0.5])) * length + np.random.default_rng(seed).uniform(-0.04, 0.02, count) * length
     left, chosen, kinds = {n: kind for n, kind in events.items() if 0 < n < length - 2}, [], set()
     for target in targets:
         kinds = set() if kinds >= set(left.values()) else kinds

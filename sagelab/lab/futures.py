@@ -72,7 +72,7 @@ def known_times(
     labels=None,  # int64 array: labels of the bars under test
 ) -> tuple | None:  # int64 array of nanoseconds, and whether they are exact; None where these are no times
     "Say from when on each row was known, or from when on it may have been where times carry no zone."
-    import numpy as np, pandas as pd
+    import numpy as np
     times = read_times(values)
     if times is None or not len(times): return None
     wall = (times.tz_localize(None) if times.tz is not None else times).as_unit("ns")
@@ -235,7 +235,6 @@ def _is_calendar(frame, numbers: dict, timeline: Timeline) -> bool:
 
 def _switches(frame, numbers: dict, timeline: Timeline) -> dict:
     "Columns of two words, as 1 and 0, by place; 1 is the word that goes with a rise, where one does."
-    import numpy as np
     found = {}
     for place in set(range(frame.shape[1])) - set(numbers):
         column = frame.iloc[:, place]

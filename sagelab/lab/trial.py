@@ -136,7 +136,8 @@ class Origin:
         else: raise UsageError(f"{strategy!r} cannot be tried again from the start. Try: its class, its name, or the path of its file")
         if self.path is None: self.memory = Memory(self.kind)
         self._modules, self._before = set(sys.modules), {name: module for name, module in sys.modules.items() if name.startswith("sagelab_strategies.")}
-        self._environment, self._shared = dict(os.environ), [(vars(thing), len(vars(thing)), thing) for thing in [Strategy, *sys.modules.values()] if isinstance(thing, (type, types.ModuleType))]
+        self._environment, self._shared = dict(os.environ), [(vars(thing), len(vars(thing)), thing) for thing in [Strategy, *sys.modules.values()]
+                                                           if isinstance(thing, (type, types.ModuleType)) and thing.__name__ != "__main__"]
 
     def _named(self, name: str, lab) -> tuple:
         "The file or the class behind a name."
@@ -214,7 +215,7 @@ def seeded(
     "Seed what nobody seeded; afterwards everybody's generators go on as if nothing had been."
     import random
     import numpy as np
-    states, plain_init, plain_generator, plain_state = (random.getstate(), np.random.get_state()), random.Random.__init__, np.random.default_rng, np.random.RandomState
+    states, plain_init, plain_generator = (random.getstate(), np.random.get_state()), random.Random.__init__, np.random.default_rng
     random.seed(seed), np.random.seed(seed)
     random.Random.__init__ = lambda self, x=None: plain_init(self, seed if x is None else x)
     np.random.default_rng = lambda given=None: plain_generator(seed if given is None else given)
@@ -359,7 +360,7 @@ class Trials:
     ):
         self.bars, self.timeline, self.seed = bars, Timeline(bars), seed
         self.origin, self._kept = Origin(strategy, lab), {}
-        self._given, self._parameters, self._signals, self._timeout = assumptions | {"timeout": timeout, "lab": lab}, parameters, signals, timeout
+        self._given, self.parameters, self._signals, self._timeout = assumptions | {"timeout": timeout, "lab": lab}, parameters, signals, timeout
         self._scratches, self.hidden, self.bars_run, self.count = [], set(), 0, 0
 
     def scratch(self) -> Scratch:
@@ -401,7 +402,9 @@ class Trials:
 
     def _work(self, future, fresh: bool, remains: bool):
         "What the thread does; its frames hold nothing of the bars but what it is given."
-        origin, kept, parameters, given, signals = self.origin, self._kept, self._parameters, self._given, self._signals
+        # Making the files of another future takes time that is not the strategy's.
+        patience = {"timeout": 10 * self._timeout} if future is not None and self._timeout else {}
+        origin, kept, parameters, given, signals = self.origin, self._kept, self.parameters, self._given, self._signals
         def work(trial: Trial, bars, heads: dict) -> None:
             try:
                 if fresh:
@@ -412,13 +415,18 @@ class Trials:
                 config = build_config(kept["kind"], parameters) if isinstance(inner, Strategy) else parameters
                 recorder = _Recorder(inner, config, trial, int(bars.index[0].value), heads)
                 trial.moved = recorder.moved
-                try: _engine(recorder, bars, signals, **given)
+                try: _engine(recorder, bars, signals, **given | patience)
                 finally: trial.last_ns = recorder.moved() or trial.last_ns
             except (Stopped, UsageError): raise
             except SageLabError as error: trial.error = str(error)
             except Exception as error: trial.error = f"The strategy raised {type(error).__name__}: {error}"
             if remains: trial.remains = _digests(origin.values(kept["kind"]))
         return work
+
+    @property
+    def kind(self) -> type:
+        "The class of the last run."
+        return self._kept["kind"]
 
     def close(self) -> None:
         "Leave no trace."
