@@ -108,7 +108,7 @@ def test_file_comes_before_the_ledger(root: Path, latch: Latch) -> None:
 def test_nothing_heavy_is_loaded_before_the_file_is_there(root: Path) -> None:
     code = ("import os, sys; before = set(sys.modules); from sagelab.core import stop\n"
             "heavy = {'pydantic', 'typer', 'rich', 'logging', 'hashlib', 'sagelab.core.settings', 'sagelab.core.ledger'}\n"
-            "stop._sync = lambda path: print(os.path.exists(path), sorted(heavy & set(sys.modules)))\n"  # called right behind the file
+            "stop._sync = lambda path: print(os.path.exists(path), sorted(heavy & (set(sys.modules) - before)))\n"  # called right behind the file
             "stop.quick_stop(['--reason', 'r'])\nprint('pydantic' in sys.modules, 'typer' in sys.modules)")
     assert python(root, code).communicate()[0] == "True []\nFalse False\n"
 

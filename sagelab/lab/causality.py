@@ -165,7 +165,8 @@ def _sharpest(probe, reference: dict, future: Future, row: tuple) -> tuple:
 
 def _told_pipeline(pipeline, row, future, served, repeats, steady, numbers, started) -> Causality:
     "Put what was found into words."
-    timeline, more = pipeline.timeline, {"repeats": repeats, "runs": pipeline.runs, "cuts": tuple(_iso(timeline, n) for n in numbers)}
+    timeline = pipeline.timeline
+    more = {"repeats": repeats, "runs": pipeline.runs, "cuts": tuple(_iso(timeline, n) for n in numbers)}
     notes = tuple(f"{name} was made before this check and could be changed only after each cut; how its earlier rows were made cannot be seen." for name in pipeline.memory.tables(timeline.length))
     if not repeats: notes += ("It does not repeat: a second call gives other values.",)
     seconds = perf_counter() - started
