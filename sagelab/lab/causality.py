@@ -142,7 +142,8 @@ def _look_through(pipeline: _Pipeline, cuts: int, started: float, progress) -> C
     repeats = first_row(reference, pipeline.call(seed=pipeline.seed + 1), 2**62) is None
     steady = repeats or first_row(reference, pipeline.call(), 2**62) is None
     numbers = choose_cuts(_events(reference, timeline), timeline.length, cuts, pipeline.seed)
-    plan = [Future(timeline, n, change, pipeline.seed) for changes in (("up", "cut", "down"), ("cut", "down", "up")) for n, change in zip(numbers, changes * cuts)]
+    plan = [Future(timeline, n, change, pipeline.seed)
+            for changes in (("up", "cut", "down"), ("cut", "down", "up")) for n, change in zip(numbers, changes * cuts)]
     probe = functools.partial(_probe_pipeline, pipeline, reference)
     row = future = None
     for future in plan if steady else []:
@@ -167,19 +168,29 @@ def _told_pipeline(pipeline, row, future, served, repeats, steady, numbers, star
     "Put what was found into words."
     timeline = pipeline.timeline
     more = {"repeats": repeats, "runs": pipeline.runs, "cuts": tuple(_iso(timeline, n) for n in numbers)}
-    notes = tuple(f"{name} was made before this check and could be changed only after each cut; how its earlier rows were made cannot be seen." for name in pipeline.memory.tables(timeline.length))
+    notes = _about_tables(pipeline.memory, timeline)
     if not repeats: notes += ("It does not repeat: a second call gives other values.",)
     seconds = perf_counter() - started
     more |= {"notes": notes, "seconds": seconds, "ratio": seconds / pipeline.first_seconds}
-    if not steady: return Causality("unknown", "Two calls on the same bars give different values, so nobody can tell whether it looks ahead. Try: seed what is random", **more)
-    if row is None: return Causality("clean", f"No value up to a bar changed when the bars after it did, in {pipeline.runs - 2} futures.", **more, evidence=_overview(pipeline.bars, numbers))
+    overview = _overview(pipeline.bars, numbers)
+    if not steady:
+        said = "Two calls on the same bars give different values, so nobody can tell whether it looks ahead. Try: seed what is random"
+        return Causality("unknown", said, **more, evidence=overview)
+    if row is None:
+        return Causality("clean", f"No value up to a bar changed when the bars after it did, in {pipeline.runs - 2} futures.", **more, evidence=overview)
     ns, name, before, after = row
     number = min(int((timeline.known if name.startswith("signal ") else timeline.labels).searchsorted(ns)), timeline.length - 1)
     through = ", ".join([name, *(f"reads {_route(s)}" for s in served)])
     first, cut = moment(int(timeline.labels[number])), moment(int(timeline.labels[future.number]))
     if name.startswith("breaks"): said = f"It {name}, where the bars after {cut} {_HAPPENED[future.change]}."
     else: said = f"{name} at {first} (bar {number:,}) is {_short(before)}; where the bars after {cut} {_HAPPENED[future.change]}, it is {_short(after)}."
-    return Causality("leak", f"Look-ahead: {said}", _iso(timeline, number), number, through, **more, evidence=_evidence(pipeline.bars, number, future, before, after))
+    return Causality("leak", f"Look-ahead: {said}", _iso(timeline, number), number, through, **more,
+                     evidence=_evidence(pipeline.bars, number, future, before, after))
+
+def _about_tables(memory: Memory, timeline: Timeline) -> tuple[str, ...]:
+    "What cannot be seen of tables in memory."
+    return tuple(f"{name} was made before this check and could be changed only after each cut; how its earlier rows were made cannot be seen."
+                 for name in memory.tables(timeline.length))
 
 _HAPPENED = {"cut": "are not there", "up": "are higher", "down": "are lower"}
 
@@ -197,7 +208,8 @@ def _evidence(bars, number: int, future: Future, before, after) -> dict:
     other = change_frame(future, part, future.timeline.known[first:last]).close.reindex(part.index)
     labels = part.index.as_unit("ns").asi8
     return {"times": labels.tolist(), "close": part.close.tolist(), "other": [None if value != value else value for value in other.tolist()],
-            "first": int(future.timeline.labels[number]), "cuts": [int(future.timeline.labels[future.number])], "before": _short(before), "after": _short(after)}
+            "first": int(future.timeline.labels[number]), "cuts": [int(future.timeline.labels[future.number])],
+            "before": _short(before), "after": _short(after)}
 
 def _overview(bars, numbers: list[int]) -> dict:
     "All of history, and where it was cut."
@@ -222,7 +234,7 @@ class _Look:
         self.data_file = os.path.realpath(data_file) if data_file else None
         self.reference, self.heads, self.numbers, self.ignored = Trial(), {}, [], ()
         self.repeats, self.steady, self.sealed, self.served = True, True, False, {}
-        self.suspects, self.unable, self.notes, self.sound = {}, [], [], 0
+        self.suspects, self.unable, self.notes, self.sound, self.idle = {}, [], [], 0, 0.0
 
     def first(self) -> None:
         "Run as it was; raises `StrategyError` for a strategy that breaks."
@@ -259,7 +271,7 @@ class _Look:
         "Run up to a cut in another future, and compare."
         trial = self.trials.run(future, watched=[future] if self.heads else ())
         self.progress(self.trials.count)
-        self.served = {name: self.served.get(name, False) or other for name, other in (self.served | trial.served).items()} | {n: True for n, other in trial.served.items() if other}
+        self.served |= {name: other or self.served.get(name, False) for name, other in trial.served.items()}
         self.sealed = not any(trial.served.values())
         label_ns, ignored = int(self.timeline.labels[future.number]), self.ignored + (("reason",) if future.shortens else ())
         if trial.error and trial.last_ns is None:
@@ -271,14 +283,16 @@ class _Look:
         names = self._unlike_heads(label_ns, trial) if not trial.error else []
         if unlike or trial.error:
             ns = unlike[0] if unlike else trial.last_ns
-            return _Leak(ns, future, spell(self.reference.decisions.get(ns, ())), spell(trial.decisions.get(ns, ())), self._routes(trial, names), "" if unlike else trial.error)
+            before, after = (spell(run.decisions.get(ns, ())) for run in (self.reference, trial))
+            return _Leak(ns, future, before, after, self._routes(trial, names), "" if unlike else trial.error)
         if not future.shortens: self.suspects |= dict.fromkeys(names)
         return None
 
     def _unlike_heads(self, ns: int, trial: Trial) -> list[str]:
         "Attributes of the strategy that are others at a bar."
         mine, theirs = self.heads.get(ns, {}), trial.heads.get(ns, {})
-        return [name for name in mine if name in theirs and getattr(mine[name], "shape", 0) == getattr(theirs[name], "shape", 0) and not same(mine[name], theirs[name])]
+        shape = lambda value: getattr(value, "shape", 0)
+        return [name for name in mine if name in theirs and shape(mine[name]) == shape(theirs[name]) and not same(mine[name], theirs[name])]
 
     def _routes(self, trial: Trial, names: list[str]) -> list[str]:
         "By which ways something came."
@@ -336,7 +350,8 @@ def _left_behind(look: _Look, second: Trial) -> _Leak | None:
             names = [f"`{name}`" for name, value in one.remains.items() if one.before.get(name) != value]
             files = sorted(one.wrote & (two.read | two.wrote))
             kept = " and ".join([*names[:3], *files[:3]]) or "the process"
-            return _Leak(found[0], future, spell(second.decisions.get(found[0], ())), spell(two.decisions.get(found[0], ())), [f"state kept between runs: {kept}"])
+            before, after = (spell(run.decisions.get(found[0], ())) for run in (second, two))
+            return _Leak(found[0], future, before, after, [f"state kept between runs: {kept}"])
     return None
 
 # %% ../../nbs/79_lab.causality.ipynb #e1ac07d7
@@ -394,7 +409,8 @@ def _warmup(look: _Look) -> int | None:
     labels, length, decisions = look.timeline.labels, look.timeline.length, look.reference.decisions
     # Where decisions follow each other closely, what is not settled shows; one bar before them, so does what only counts bars.
     middle = sorted(n for ns in decisions if length // 4 <= (n := int(labels.searchsorted(ns))) <= 3 * length // 4)
-    first = min(zip(middle, middle[3:]), key=lambda pair: (pair[1] - pair[0], abs(pair[0] - length // 2)), default=(middle[len(middle) // 2] if middle else length // 2,))[0] - 1
+    close = min(zip(middle, middle[3:]), key=lambda pair: (pair[1] - pair[0], abs(pair[0] - length // 2)), default=None)
+    first = (close[0] if close else middle[len(middle) // 2] if middle else length // 2) - 1
     trial = look.trials.run(Future(look.timeline, first, "start"))
     look.progress(look.trials.count)
     if trial.error:
@@ -404,8 +420,8 @@ def _warmup(look: _Look) -> int | None:
     unlike, late = differing(before, trial.decisions, ignored=look.ignored), labels[first + 7 * (length - first) // 10]
     wrong, every = sum(ns >= late for ns in unlike), len({ns for ns in before.keys() | trial.decisions.keys() if ns >= late})
     if wrong < 2 or wrong < 0.1 * every: return int(labels.searchsorted(unlike[-1])) - first + 1 if unlike else 0
-    look.notes.append(f"Its decisions never stop depending on where history begins: with history from {moment(int(labels[first]))} on, {len(unlike):,} bars are decided differently, "
-                      "the last ones too. Another start gives another result.")
+    look.notes.append(f"Its decisions never stop depending on where history begins: with history from {moment(int(labels[first]))} on, "
+                      f"{len(unlike):,} bars are decided differently, the last ones too. Another start gives another result.")
     return None
 
 # %% ../../nbs/79_lab.causality.ipynb #9264f7ce
@@ -427,6 +443,8 @@ def check_causality(
 ) -> Causality:
     "See whether any decision of a strategy depends on later bars; raises `StrategyError` for a strategy that breaks as it is."
     from sagelab.trading.engine import checked_bars
+    # Libraries are loaded once in a process and are no part of what a check costs.
+    import pyarrow.csv, pyarrow.feather, pyarrow.parquet, sagelab.trading.broker  # noqa: E401, F401
     started, bars = perf_counter(), _enough(checked_bars(bars, lab))
     made = None
     if callable(signals):
@@ -456,20 +474,29 @@ def _compiled(look: _Look) -> _Leak | None:
     "A sweep does not ask the strategy but its compiled form, whose lines are a pipeline like any other."
     kind, trials = look.trials.kind, look.trials
     if getattr(kind, "compiled", None) is None: return None
+    look.idle = _imported()
     config = build_config(kind, trials.parameters).model_dump()
     pipeline = _Pipeline(functools.partial(_lines, kind.compiled, {name: [value] for name, value in config.items()}), trials.bars, trials.seed, None)
     number = look.numbers[len(look.numbers) // 2]
     try:
         reference = pipeline.call()
         for future in (Future(look.timeline, number, change, trials.seed) for change in ("up", "cut")):
-            if row := _probe_pipeline(pipeline, reference, future): return _Leak(row[0], future, _short(row[2]), _short(row[3]), ["the compiled form, by which sweeps run"])
+            row = _probe_pipeline(pipeline, reference, future)
+            if row: return _Leak(row[0], future, _short(row[2]), _short(row[3]), ["the compiled form, by which sweeps run"])
     finally: pipeline.memory.restore()
+
+def _imported() -> float:
+    "Load the kernels, which compiled forms are made of; the seconds that it took are nobody's guard."
+    started = perf_counter()
+    import sagelab.trading.kernels  # noqa: F401
+    return perf_counter() - started
 
 def _lines(compiled, grid: dict, bars):
     "The lines that a compiled rule goes by, as a table."
     import numpy as np, pandas as pd
     values = [value for held in vars(compiled(bars, grid)).values() for value in (held if isinstance(held, (list, tuple)) else [held])]
-    return pd.DataFrame({place: value for place, value in enumerate(values) if isinstance(value, np.ndarray) and value.shape == (len(bars),)}, index=bars.index)
+    lines = [value for value in values if isinstance(value, np.ndarray) and value.shape == (len(bars),)]
+    return pd.DataFrame(dict(enumerate(lines)), index=bars.index)
 
 # %% ../../nbs/79_lab.causality.ipynb #c88ed351
 def _told(look: _Look, found: _Leak | None, given, started: float) -> Causality:
@@ -477,17 +504,20 @@ def _told(look: _Look, found: _Leak | None, given, started: float) -> Causality:
     trials, timeline = look.trials, look.timeline
     warmup = _warmup(look) if not found and look.steady else None
     notes = [*look.notes, *_more_notes(look, given, found)]
-    seconds = perf_counter() - started
+    seconds = perf_counter() - started - look.idle
     more = {"warmup": warmup, "repeats": look.repeats, "cuts": tuple(iso_time(int(timeline.labels[n])) for n in look.numbers), "runs": trials.count,
             "seconds": seconds, "ratio": seconds / look.reference.seconds, "notes": tuple(notes)}
     if found: return _told_leak(look, found, more)
     overview = _overview(trials.bars, look.numbers)
     unread = look.data_file in look.reference.read and not look.served.get(look.data_file)
-    if unread: return Causality("unknown", f"It reads {look.data_file}, and what is in there could not be changed; so nobody can tell whether it reads ahead.", **more, evidence=overview)
-    if not look.steady: return Causality("unknown", "Two equal runs decide differently, so nobody can tell whether it looks ahead. Try: seed what is random, and leave the clock alone",
-                                         **more, evidence=overview)
+    said = ""
+    if unread: said = f"It reads {look.data_file}, and what is in there could not be changed; so nobody can tell whether it reads ahead."
+    elif not look.steady:
+        said = "Two equal runs decide differently, so nobody can tell whether it looks ahead. Try: seed what is random, and leave the clock alone"
+    if said: return Causality("unknown", said, **more, evidence=overview)
     settled = f" After {warmup:,} bars it no longer matters where history began." if warmup is not None else ""
-    return Causality("clean", f"No look-ahead found: no decision changed when the bars after it did, in {trials.count - 3} other futures.{settled}", **more, evidence=overview)
+    said = f"No look-ahead found: no decision changed when the bars after it did, in {look.sound} other futures.{settled}"
+    return Causality("clean", said, **more, evidence=overview)
 
 def _told_leak(look: _Look, found: _Leak, more: dict) -> Causality:
     "A finding in words."
@@ -497,7 +527,8 @@ def _told_leak(look: _Look, found: _Leak, more: dict) -> Causality:
     if found.broke:
         through = f"breaks without the future; {through}"
         said = f"where the bars after {cut} {happened}, the strategy breaks at {first} (bar {number:,}): {found.broke}"
-    elif "compiled" in through: said = f"a line of the compiled form is {found.before} at {first} (bar {number:,}); where the bars after {cut} {happened}, it is {found.after}."
+    elif "compiled form" in through:
+        said = f"a line of the compiled form is {found.before} at {first} (bar {number:,}); where the bars after {cut} {happened}, it is {found.after}."
     else: said = f"at {first} (bar {number:,}) it decides {found.before}; where the bars after {cut} {happened}, it decides {found.after}."
     return Causality("leak", f"Look-ahead: {said} Through: {through}.", _iso(timeline, number), number, through, **more,
                      evidence=_evidence(look.trials.bars, number, found.future, found.before, found.after))
@@ -505,11 +536,14 @@ def _told_leak(look: _Look, found: _Leak, more: dict) -> Causality:
 def _more_notes(look: _Look, given, found: _Leak | None) -> list[str]:
     "What else a person should know."
     notes = []
-    if look.suspects and not found: notes.append(f"What it holds as {' and '.join(f'`{name}`' for name in [*look.suspects][:3])} depends on later bars; no decision was found to depend on that.")
-    if isinstance(given, (list, tuple)) and given: notes.append("The signals came as a list, so how they were made cannot be seen. Try: give the function that makes them")
-    if memory := look.trials.origin.memory:
-        notes += [f"{name} was made before this check and could be changed only after each cut; how its earlier rows were made cannot be seen." for name in memory.tables(look.timeline.length)]
-    if programs := look.reference.programs: notes.append(f"It starts other programs ({', '.join(sorted(programs))}); what they read cannot be followed, but for files that they are named.")
+    if look.suspects and not found:
+        names = " and ".join(f"`{name}`" for name in [*look.suspects][:3])
+        notes.append(f"What it holds as {names} depends on later bars; no decision was found to depend on that.")
+    if isinstance(given, (list, tuple)) and given:
+        notes.append("The signals came as a list, so how they were made cannot be seen. Try: give the function that makes them")
+    if memory := look.trials.origin.memory: notes += _about_tables(memory, look.timeline)
+    if programs := look.reference.programs:
+        notes.append(f"It starts other programs ({', '.join(sorted(programs))}); what they read cannot be followed, but for files that they are named.")
     closed = sorted(path for path in look.reference.read if path.lower().endswith(_CLOSED))
     notes += [f"It reads {path}, a kind of file that cannot be changed here." for path in closed]
     if look.unable and look.sound: notes.append(f"In {len(look.unable)} of the futures it did not start: {look.unable[0][1]}")
@@ -527,15 +561,20 @@ def causality_figure(
     seen = found.evidence
     kept = thin(np.array(seen["close"]), 1000)
     x, close = milliseconds(np.array(seen["times"], "int64"))[kept], np.array(seen["close"], "float32")[kept]
-    traces = [{"type": "scatter", "x": x, "y": close, "name": "close", "mode": "lines", "line": {"color": NEUTRAL, "width": 1.4}, "hovertemplate": "%{y:,.6g}<extra>close</extra>"}]
+    traces = [_stroke(x, close, "close", {"color": NEUTRAL, "width": 1.4})]
     if seen["other"]:
         other = np.array([np.nan if value is None else value for value in seen["other"]], "float32")
-        traces.append({"type": "scatter", "x": x, "y": other, "name": "another future", "mode": "lines", "line": {"color": COLOURS[0], "width": 1.4, "dash": "dot"}, "hovertemplate": "%{y:,.6g}<extra>another future</extra>"})
+        traces.append(_stroke(x, other, "another future", {"color": COLOURS[0], "width": 1.4, "dash": "dot"}))
     if seen["first"] is not None:
         place = list(seen["times"]).index(seen["first"])
         told = f"<b>known too early</b><br>as it was: {label(seen['before'])}<br>in another future: {label(seen['after'])}"
-        traces.append({"type": "scatter", "x": x[[place]], "y": close[[place]], "name": "known too early", "mode": "markers", "hovertext": [told], "hoverinfo": "text",
-                       "marker": {"symbol": "x", "color": LOSS, "size": 11}})
-    lines = [{"type": "line", "x0": cut / 1e6, "x1": cut / 1e6, "yref": "paper", "y0": 0, "y1": 1, "line": {"color": NEUTRAL, "width": 1, "dash": "dash"}} for cut in seen["cuts"]]
-    return _figure(traces, "Price", ",~g", hovermode="closest", showlegend=True, shapes=lines, title={"text": label(f"{found.verdict}: {found.through or 'no look-ahead found'}"), "font": {"size": 13}, "y": 0.98},
-                   margin={"l": 8, "r": 12, "t": 64, "b": 8})
+        traces.append({"type": "scatter", "x": x[[place]], "y": close[[place]], "name": "known too early", "mode": "markers",
+                       "hovertext": [told], "hoverinfo": "text", "marker": {"symbol": "x", "color": LOSS, "size": 11}})
+    dashed = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "line": {"color": NEUTRAL, "width": 1, "dash": "dash"}}
+    title = {"text": label(f"{found.verdict}: {found.through or 'no look-ahead found'}"), "font": {"size": 13}, "y": 0.98}
+    return _figure(traces, "Price", ",~g", hovermode="closest", showlegend=True, title=title, margin={"l": 8, "r": 12, "t": 64, "b": 8},
+                   shapes=[dashed | {"x0": cut / 1e6, "x1": cut / 1e6} for cut in seen["cuts"]])
+
+def _stroke(x, y, name: str, line: dict) -> dict:
+    "A line of the figure."
+    return {"type": "scatter", "x": x, "y": y, "name": name, "mode": "lines", "line": line, "hovertemplate": "%{y:,.6g}<extra>" + name + "</extra>"}

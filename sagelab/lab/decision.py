@@ -48,7 +48,8 @@ def _check_approvable(experiment: Experiment, person: Person, settings: Settings
     if experiment.state != "evaluated":
         why = {"failed": f" ({experiment.reason})", "rejected": f" ({experiment.reason}), and that stands", "approved": " already"}.get(experiment.state, "")
         raise ExperimentError(f"{name} is {experiment.state}{why}; only what was evaluated can be approved.")
-    if done["causality"] != "clean": raise ExperimentError(f"{name} sees the future (causality: {done['causality']}), so its figures are worth nothing and it can never be approved.")
+    sees = "sees the future" if done["causality"] == "leak" else "cannot be told from one that sees the future"
+    if done["causality"] != "clean": raise ExperimentError(f"{name} {sees} (causality: {done['causality']}), so its figures are worth nothing and it can never be approved.")
     if altered := altered_evidence(experiment, settings): raise ExperimentError(f"{name} cannot be approved: {altered}. Try: sagelab experiment run {name}")
     check_place(experiment, settings)
     if person.name in [a["by"] for a in experiment.approvals]: raise ExperimentError(f"{person.name} approved {name} already; {settings.policy.approvers} different persons are needed.")

@@ -107,7 +107,8 @@ class Detour:
     def close(self) -> None:
         "End it; what was opened to be written and stayed as it was does not count as written."
         self._open = False
-        self.wrote -= {real for real, before in self._sources.items() if (there := self.scratch.places.get(real)) and filecmp.cmp(there, before, shallow=False)}
+        for real, before in self._sources.items():
+            if (there := self.scratch.places.get(real)) and filecmp.cmp(there, before, shallow=False): self.wrote.discard(real)
 
     def _read(self, real: str, path):
         "A file as this run has left it, or as it is in this future."
@@ -133,8 +134,9 @@ class Detour:
         return str(target)
 
 # %% ../../nbs/67_lab.detour.ipynb #a48e6a45
-_READERS = {"numpy": ("loadtxt", "genfromtxt"), "pyarrow": ("memory_map", "OSFile", "input_stream"), "pyarrow.parquet": ("read_table", "read_pandas", "read_schema", "read_metadata"),
-            "pyarrow.feather": ("read_table", "read_feather"), "pyarrow.csv": ("read_csv", "open_csv"), "pyarrow.json": ("read_json",), "pyarrow.dataset": ("dataset",),
+_READERS = {"numpy": ("loadtxt", "genfromtxt"), "pyarrow": ("memory_map", "OSFile", "input_stream"),
+            "pyarrow.parquet": ("read_table", "read_pandas", "read_schema", "read_metadata"), "pyarrow.feather": ("read_table", "read_feather"),
+            "pyarrow.csv": ("read_csv", "open_csv"), "pyarrow.json": ("read_json",), "pyarrow.dataset": ("dataset",),
             "pyarrow.ipc": ("open_file", "open_stream"), "duckdb": ("read_csv", "read_parquet", "read_json"),
             "polars": ("read_csv", "scan_csv", "read_parquet", "scan_parquet", "read_ipc", "scan_ipc", "read_json", "read_ndjson", "scan_ndjson")}
 _WRITERS = (("pyarrow", "output_stream", 0), ("pyarrow.parquet", "write_table", 1), ("pyarrow.feather", "write_feather", 1), ("pyarrow.csv", "write_csv", 1))
@@ -147,7 +149,9 @@ def _led(detour: Detour, original, number: int, names: tuple, writes: bool = Fal
         if not detour.mine(): return original(*given, **named)
         mode = named.get("mode", next(iter(given[1:2]), ""))
         to = writes or (isinstance(mode, str) and 0 < len(mode) < 4 and bool(set(mode) & set("wax+")))
-        way = lambda path: [way(p) for p in path] if isinstance(path, list) else detour.way(path, to, keeps) if isinstance(path, (str, bytes, os.PathLike)) else path
+        def way(path):
+            if isinstance(path, list): return [way(one) for one in path]
+            return detour.way(path, to, keeps) if isinstance(path, (str, bytes, os.PathLike)) else path
         if len(given) > number: given = (*given[:number], way(given[number]), *given[number + 1:])
         return original(*given, **{name: way(value) if name in names else value for name, value in named.items()})
     return led
@@ -156,11 +160,12 @@ def _libraries(detour: Detour) -> list[tuple]:
     "The functions of libraries that read and write on their own, of those that are loaded; those that write always are."
     import dbm, sqlite3
     import pyarrow.csv, pyarrow.feather, pyarrow.parquet
-    found = [(module, name, _led(detour, getattr(module, name), 0, _FIRST)) for key, names in _READERS.items() if (module := sys.modules.get(key)) for name in names]
-    found += [(module, name, _led(detour, getattr(module, name), number, ("where", "dest", "output_file", "source"), True)) for key, name, number in _WRITERS
-              if (module := sys.modules.get(key))]
-    parquet = pyarrow.parquet
-    found += [(kind, "__init__", _led(detour, kind.__init__, 1, _FIRST, kind is parquet.ParquetWriter)) for kind in (parquet.ParquetFile, parquet.ParquetDataset, parquet.ParquetWriter)]
+    found = [(module, name, _led(detour, getattr(module, name), 0, _FIRST))
+             for key, names in _READERS.items() if (module := sys.modules.get(key)) for name in names]
+    found += [(module, name, _led(detour, getattr(module, name), number, ("where", "dest", "output_file", "source"), True))
+              for key, name, number in _WRITERS if (module := sys.modules.get(key))]
+    found += [(kind, "__init__", _led(detour, kind.__init__, 1, _FIRST, kind is pyarrow.parquet.ParquetWriter))
+              for kind in (pyarrow.parquet.ParquetFile, pyarrow.parquet.ParquetDataset, pyarrow.parquet.ParquetWriter)]
     found.append((dbm, "open", _led(detour, dbm.open, 0, ("file",), True, True)))
     return [*found, *((module, "connect", _led(detour, sqlite3.connect, 0, _FIRST, True, True)) for module in (sqlite3, sqlite3.dbapi2))]
 
@@ -220,8 +225,8 @@ def _files(detour: Detour) -> list[tuple]:
 
     # What a notebook calls `open` is IPython's, which kept Python's own under this name.
     notebook = [(shell, "io_open", open_file)] if hasattr(shell := sys.modules.get("IPython.core.interactiveshell"), "io_open") else []
-    return [(builtins, "open", open_file), (io, "open", open_file), (io, "FileIO", FileIO), (os, "open", open_handle), (os, "stat", stat), (os, "remove", remove), (os, "unlink", remove),
-            (os, "replace", replace), (os, "rename", replace), (os, "mkdir", mkdir), *notebook]
+    return [(builtins, "open", open_file), (io, "open", open_file), (io, "FileIO", FileIO), (os, "open", open_handle),
+            (os, "stat", stat), (os, "remove", remove), (os, "unlink", remove), (os, "replace", replace), (os, "rename", replace), (os, "mkdir", mkdir), *notebook]
 
 # %% ../../nbs/67_lab.detour.ipynb #41fa73c5
 def _stores(detour: Detour) -> list[tuple]:
@@ -279,7 +284,8 @@ def _memory(detour: Detour) -> list[tuple]:
             detour.served[f"{original.__name__} of memory"] = detour.future is not None
             return original(*given, **named) if detour.future is None else empty()
         return look
-    return [(gc, "get_objects", led(gc.get_objects, list)), (gc, "get_referrers", led(gc.get_referrers, list)), (sys, "_current_frames", led(sys._current_frames, dict))]
+    return [(gc, "get_objects", led(gc.get_objects, list)), (gc, "get_referrers", led(gc.get_referrers, list)),
+            (sys, "_current_frames", led(sys._current_frames, dict))]
 
 @contextmanager
 def _replaced(owner, name: str, value):
@@ -298,7 +304,8 @@ def detour(
     "Lead the threads that are started inside of the block; yields the `Detour`, which tells what was touched."
     ways = Detour(future, scratch)
     with ExitStack() as stack:
-        for owner, name, value in (*_libraries(ways), *_programs(ways), *_files(ways), *_stores(ways), *_memory(ways)): stack.enter_context(_replaced(owner, name, value))
+        for doors in (_libraries, _programs, _files, _stores, _memory):
+            for owner, name, value in doors(ways): stack.enter_context(_replaced(owner, name, value))
         ways._open = True
         try: yield ways
         finally: ways.close()

@@ -26,7 +26,7 @@ def same(
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         if a.shape != b.shape: return False
         return bool(close_enough(a, b).all())
-    if isinstance(a, (bool, str)) or isinstance(b, (bool, str)) or not all(isinstance(x, (int, float, np.number)) for x in (a, b)): return type(a) is type(b) and a == b
+    if not all(isinstance(x, (int, float, np.number)) and not isinstance(x, bool) for x in (a, b)): return type(a) is type(b) and a == b
     return a == b or (a != a and b != b) or math.isclose(a, b, rel_tol=TOLERANCE)
 
 def close_enough(
@@ -53,7 +53,8 @@ def same_decision(
 
 def same_field(name: str, a, b) -> bool:
     "Compare one field."
-    if name == "reason": return _NUMBER.sub("#", a) == _NUMBER.sub("#", b) and all(same(float(x), float(y)) for x, y in zip(_NUMBER.findall(a), _NUMBER.findall(b)))
+    if name == "reason":
+        return _NUMBER.sub("#", a) == _NUMBER.sub("#", b) and all(same(float(x), float(y)) for x, y in zip(_NUMBER.findall(a), _NUMBER.findall(b)))
     if name == "signals": return len(a) == len(b) and all(kind == other and same(x, y) for (kind, x), (other, y) in zip(a, b))
     return same(a, b)
 
@@ -65,13 +66,15 @@ def differing(
 ) -> list[int]:  # labels, in order
     "The bars at which two runs decided differently."
     bars = sorted(ns for ns in a.keys() | b.keys() if ns <= until)
-    return [ns for ns in bars if len(a.get(ns, ())) != len(b.get(ns, ())) or not all(same_decision(x, y, ignored) for x, y in zip(a.get(ns, ()), b.get(ns, ())))]
+    alike = lambda x, y: len(x) == len(y) and all(same_decision(one, other, ignored) for one, other in zip(x, y))
+    return [ns for ns in bars if not alike(a.get(ns, ()), b.get(ns, ()))]
 
 def spell(
     decisions: tuple,  # of one bar
 ) -> str:
     "Decisions in words."
-    return " and ".join(f"{d.side} {d.size_pct:.6g} %{'' if d.order_type == 'market' else f' ({d.order_type} {d.price:.6g})'}" for d in decisions) or "nothing"
+    price = lambda d: "" if d.price is None else f" ({d.order_type} {d.price:.6g})"
+    return " and ".join(f"{d.side} {d.size_pct:.6g} %{price(d)}" for d in decisions) or "nothing"
 
 # %% ../../nbs/69_lab.difference.ipynb #222e0ca9
 def choose_cuts(
@@ -95,7 +98,8 @@ def kind_of(
     decision: Decision,
 ) -> str:
     "What kind of decision it is: its side and type, and its reason without the numbers."
-    return " ".join([decision.side, decision.order_type, _NUMBER.sub("#", decision.reason), *(name for name in ("tp", "sl") if getattr(decision, name) is not None)])
+    exits = [name for name in ("tp", "sl") if getattr(decision, name) is not None]
+    return " ".join([decision.side, decision.order_type, _NUMBER.sub("#", decision.reason), *exits])
 
 def against(
     decisions: tuple,  # of one bar
@@ -115,11 +119,13 @@ def read_columns(
     if isinstance(output, (list, tuple)): output = np.asarray(output)
     if isinstance(output, pd.Series): output = output.to_frame(f"{'value' if output.name is None else output.name}")
     if isinstance(output, np.ndarray) and output.ndim in (1, 2): output = pd.DataFrame(output.reshape(len(output), -1))
-    if not isinstance(output, pd.DataFrame): raise UsageError(f"The pipeline answered {type(output).__name__}; it answers a Series, a DataFrame, an array or a list of Signals.")
+    if not isinstance(output, pd.DataFrame):
+        raise UsageError(f"The pipeline answered {type(output).__name__}; it answers a Series, a DataFrame, an array or a list of Signals.")
     if isinstance(output.index, pd.DatetimeIndex):
         index = output.index if output.index.tz is not None else output.index.tz_localize("UTC")
         return {f"column {name}": (index.as_unit("ns").asi8, output.iloc[:, place].to_numpy()) for place, name in enumerate(output)}
-    if len(output) != len(bars): raise UsageError(f"The pipeline answered {len(output):,} rows without times for {len(bars):,} bars. Try: one row for each bar, or an index of times")
+    if len(output) != len(bars):
+        raise UsageError(f"The pipeline answered {len(output):,} rows without times for {len(bars):,} bars. Try: a row for each bar, or an index of times")
     return {f"column {name}": (labels, output.iloc[:, place].to_numpy()) for place, name in enumerate(output)}
 
 def _signal_columns(signals: list) -> dict:

@@ -25,7 +25,7 @@ def change_file(
     if path.stat().st_size > LARGEST: return None
     content = path.read_bytes()
     try: return _change_content(future, content, path)
-    except (SageLabError, ValueError, TypeError, KeyError, IndexError, LookupError, OSError, EOFError, AttributeError, ImportError, ArithmeticError): return None
+    except (SageLabError, ValueError, TypeError, LookupError, OSError, EOFError, AttributeError, ImportError, ArithmeticError): return None
 
 def _change_content(future: Future, content: bytes, path: Path) -> bytes | None:
     "Tell a file's kind by its first bytes."
@@ -128,7 +128,8 @@ def _change_sqlite(future: Future, path: Path) -> bytes | None:
             if changed is frame: continue
             touched = True
             after.execute(f'delete from "{name}"')
-            after.executemany(f'insert into "{name}" values ({", ".join("?" * frame.shape[1])})', changed.astype(object).where(changed.notna(), None).values.tolist())
+            rows = changed.astype(object).where(changed.notna(), None).values.tolist()
+            after.executemany(f'insert into "{name}" values ({", ".join("?" * frame.shape[1])})', rows)
         after.commit()
         return after.serialize() if touched else None
 
@@ -159,7 +160,8 @@ def _parsed(text: str, timeline: Timeline) -> _Text | None:
     table = frame.apply(_to_numbers)
     times = [place for place in table if table[place].dtype.kind not in "fi" and looks_like_time(frame[place].iloc[-1])]
     clock = _clock(frame, times[0]) if times else None
-    known = known_times(frame[times[0]] + " " + frame[clock], timeline.labels) if clock is not None else time_of(frame.set_axis(_header(cells, body, width), axis=1), timeline.labels)
+    if clock is not None: known = known_times(frame[times[0]] + " " + frame[clock], timeline.labels)
+    else: known = time_of(frame.set_axis(_header(cells, body, width), axis=1), timeline.labels)
     return _Text(lines, cells, body, mark if mark in middle else " ", table, known)
 
 def _header(cells: list, body: list[int], width: int) -> list[str]:

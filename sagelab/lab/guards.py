@@ -168,7 +168,7 @@ def _selection_words(figures: dict, verdict: str, needed: float) -> str:
 
 # %% ../../nbs/81_lab.guards.ipynb #aed60b82
 GUARDS = ("causality", "cutoff", "selection", "robustness")
-FINDINGS = ("leak", "warning", "overfit", "fragile", "does not repeat")
+FINDINGS = ("leak", "unknown", "warning", "overfit", "fragile")
 
 @dataclass(frozen=True)
 class GuardReport:
@@ -182,7 +182,7 @@ class GuardReport:
     @property
     def findings(self) -> list[str]:
         "The guards that found something."
-        return [name for name, verdict in self.verdicts.items() if verdict["verdict"] in FINDINGS]
+        return [name for name, verdict in self.verdicts.items() if verdict["verdict"] in FINDINGS or verdict.get("repeats") is False]
 
     @property
     def clean(self) -> bool: return not self.findings

@@ -155,7 +155,7 @@ GUARDED = (  # guard, label, definition
     ("cutoff", "Its model remembers?", "Whether a language model behind a signal may have read what happened next."),
     ("selection", "Was it luck?", "The chance that the Sharpe ratio is more than the best of all variants that were tried (deflated Sharpe ratio), from the ledger."),
     ("robustness", "Does it break?", "What is left at doubled costs, one bar late, on noisy prices and with neighbouring parameters."))
-BAD = ("leak", "warning", "overfit", "fragile", "does not repeat")
+BAD = ("leak", "unknown", "warning", "overfit", "fragile")
 
 def _verdict_cell(found) -> str:
     "A verdict, in a word or two."

@@ -87,13 +87,14 @@ class Memory:
     def values(self) -> dict:
         "What is there now, by name, caches included."
         now = {name: _get(holder, name) for holder, name, _ in self._places}
-        return {name: value for name, value in now.items() if value is not _ABSENT} | {f"cache of {_title(cache)}": cache.cache_info().currsize for cache in self._caches}
+        kept = {f"cache of {_title(cache)}": cache.cache_info().currsize for cache in self._caches}
+        return {name: value for name, value in now.items() if value is not _ABSENT} | kept
 
     def tables(self,
         length: int,  # bars
     ) -> list[str]:
         "Names of tables that were made before anybody looked."
-        return sorted({name for _, name, value in self._places if not isinstance(value, (str, bytes, dict)) and value is not _ABSENT and _length(value) >= length / 2})
+        return sorted({name for _, name, value in self._places if not isinstance(value, (str, bytes, dict)) and _length(value) >= length / 2})
 
 def _filled(cell) -> bool:
     "Say whether a closure's cell holds something."
@@ -109,7 +110,7 @@ def _title(thing) -> str: return getattr(thing, "__name__", "") or getattr(_func
 
 def _copied(value):
     "A copy of what can be changed; tables and arrays count as unchanging, because they are large."
-    if isinstance(value, (int, float, str, bytes, type(None), types.FunctionType)) or value is _ABSENT or hasattr(value, "to_numpy") or type(value).__module__ == "numpy": return value
+    if value is _ABSENT or hasattr(value, "to_numpy") or type(value).__module__ == "numpy": return value
     try: return copy.deepcopy(value)
     except Exception: return value
 
@@ -172,7 +173,8 @@ class Origin:
         "A user's modules that were there before and that a strategy uses: they may hold anything."
         values = vars(sys.modules[kind.__module__]).values()
         names = {value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None) for value in values}
-        return {name for name in names if isinstance(name, str) and name in self._modules and name not in ("__main__", kind.__module__) and _is_users(sys.modules.get(name))}
+        names = {name for name in names if isinstance(name, str) and name in self._modules} - {"__main__", kind.__module__}
+        return {name for name in names if _is_users(sys.modules.get(name))}
 
     def _forget(self) -> None:
         "Forget the modules that a strategy brought along, so that they start afresh too."
