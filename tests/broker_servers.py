@@ -1,17 +1,18 @@
 "Brokers on this machine: servers that speak the protocols of Alpaca and of Binance spot, keep real orders, and fail as they are told."
 import hashlib
 import hmac
-import http.server
 import json
 import re
 import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs, parse_qsl, urlsplit
+
+import local_server
+from local_server import LocalServer, gone
 
 KEY, SECRET = "PKTESTKEY/0123456789+ab", "s3cret/of.the+account==42"
 PRICES = {"AAPL": 180.0, "BTC/USD": 60_000.0, "BTCUSDT": 60_000.0, "ETHUSDT": 3_000.0}
@@ -51,21 +52,16 @@ class Fault:
     times: int
 
 
-class BrokerServer(http.server.ThreadingHTTPServer):
+class BrokerServer(LocalServer):
     "An account, its order book, and what is to go wrong."
-    daemon_threads = True
-
     def __init__(self):
-        super().__init__(("127.0.0.1", 0), self.handler)
-        self.address = f"http://127.0.0.1:{self.server_port}"
+        super().__init__()
         self.orders: dict[str, Order] = {}
         self.cash, self.positions, self.status, self.echo = 100_000.0, {}, "ACTIVE", ""
         self.asked: list[str] = []
         self.bodies: list[dict] = []
         self.faults: list[Fault] = []
         self.lock = threading.Lock()
-
-    def handle_error(self, *_): pass
 
     def posts(self) -> int: return sum(line.startswith("POST ") for line in self.asked)
 
@@ -89,10 +85,8 @@ class BrokerServer(http.server.ThreadingHTTPServer):
         return order
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class Handler(local_server.Handler):
     "Reads a request, lets it go wrong if it is to, and answers."
-    protocol_version = "HTTP/1.1"
-
     def serve(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
         self.body = self.rfile.read(length).decode()
@@ -107,49 +101,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     do_GET = do_POST = do_DELETE = serve
 
-    def reply(self, status: int, content: object, headers: dict | None = None, length: int | None = None) -> None:
-        text = content if isinstance(content, str) else "" if content is None else json.dumps(content)
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(text.encode()) if length is None else length))
-        for name, value in (headers or {}).items(): self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def log_message(self, *_): pass
-
 
 # --- what can go wrong -----------------------------------------------------------------------------------------------
 
-def says(status: int, content: object = "", **headers: str) -> Callable[[Handler], None]:
-    return lambda handler: handler.reply(status, content, {name.replace("_", "-"): value for name, value in headers.items()})
-
-
 def reset(handler: Handler) -> None:
     "Reset the connection, as a broken router does."
-    handler.close_connection = True
     handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    handler.connection.close()
-
-
-def cut(handler: Handler) -> None:
-    "Promise a body, send its first bytes, and go."
-    handler.reply(200, '{"id": "b-1", "client_order_id"', length=4000)
-    handler.close_connection = True
-    handler.connection.close()
+    gone(handler)
 
 
 def hang(handler: Handler) -> None: time.sleep(1.5)
-
-
-def drip(handler: Handler) -> None:
-    "Send a byte now and then, so that no single wait is long."
-    handler.send_response(200)
-    handler.send_header("Content-Length", "1000")
-    handler.end_headers()
-    for _ in range(40):
-        handler.wfile.write(b" ")
-        handler.wfile.flush()
-        time.sleep(0.05)
 
 
 # --- Alpaca ----------------------------------------------------------------------------------------------------------
@@ -273,14 +234,3 @@ class BinanceHandler(Handler):
 
 class BinanceServer(BrokerServer):
     handler = BinanceHandler
-
-
-@contextmanager
-def running(kind: type[BrokerServer]) -> Iterator[BrokerServer]:
-    "A broker that answers until the block ends."
-    server = kind()
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    try: yield server
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -22,7 +22,8 @@ import pytest
 from sagelab.core.errors import Stopped, StrategyError, UnknownName, UsageError
 from sagelab.core.stop import open_latch
 from sagelab.data.store import load_bars
-from sagelab.lab.causality import Causality, causality_figure, check_causality, check_pipeline
+from sagelab.lab.causality import check_causality
+from sagelab.lab.pipeline import Causality, causality_figure, check_pipeline
 from sagelab.strategy.base import Decision, Strategy
 from sagelab.strategy.registry import get_strategy
 from sagelab.trading.costs import Costs

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from broker_servers import KEY, SECRET, AlpacaServer, BinanceServer, BrokerServer, cut, drip, hang, reset, running, says
+from broker_servers import KEY, SECRET, AlpacaServer, BinanceServer, BrokerServer, hang, reset
+from local_server import cut, drip, running, says
 from pydantic import ValidationError
 
 from sagelab.core.errors import BrokerError, BrokerUnreachable, MissingExtra, OrderError, PolicyError, SettingsError, Stopped, UnknownName, UsageError
@@ -15,9 +16,11 @@ from sagelab.core.ledger import open_ledger
 from sagelab.core.policy import ScriptedTerminal, confirm_limits, limit_states, limit_text
 from sagelab.core.settings import Settings, load_settings
 from sagelab.core.stop import Latch
-from sagelab.trading.connectors import (
-    AlpacaAccount, AlpacaBroker, AlpacaConfig, CcxtAccount, CcxtBroker, CcxtConfig, LivePermission, account_check, connect_broker, live_gate, retry_after,
-)
+from sagelab.trading.alpaca import AlpacaAccount, AlpacaBroker, AlpacaConfig
+from sagelab.trading.connectors import retry_after
+from sagelab.trading.exchange import CcxtAccount, CcxtBroker, CcxtConfig
+from sagelab.trading.live import account_check, connect_broker
+from sagelab.trading.permission import LivePermission, live_gate
 from sagelab.trading.routing import AccountState, Broker, OrderDesk, OrderRequest, SimulatedClock
 
 SYMBOLS = {"BTCUSDT": "BTC/USDT", "ETHUSDT": "ETH/USDT"}

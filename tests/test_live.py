@@ -2,7 +2,8 @@
 from pathlib import Path
 
 import pytest
-from broker_servers import KEY, SECRET, AlpacaServer, running
+from broker_servers import KEY, SECRET, AlpacaServer
+from local_server import running
 from sagelab.core.errors import OrderError, PolicyError, Stopped
 from sagelab.core.ledger import open_ledger
 from sagelab.core.settings import load_settings

@@ -1,5 +1,4 @@
 """`rest` against a real HTTP server on this machine that pages, throttles, stalls, lies and dies."""
-import http.server
 import json
 import logging
 import os
@@ -16,6 +15,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import local_server
+from local_server import LocalServer, cut, drip, gone, running, says
 from sagelab.core.errors import DataError, SourceError, UnknownName, UsageError
 from sagelab.core.secrets import install_redaction, load_secrets
 from sagelab.data.bars import parse_time, validate_bars
@@ -30,16 +31,25 @@ TOKEN = "s3cret/key+value==42"
 ROWS = [[int(t.value) // 10**6 - HOUR, *map(float, row)] for t, *row in EURO.itertuples()]  # labelled by the open, as services do
 
 
-class Service(http.server.ThreadingHTTPServer):
+class Handler(local_server.Handler):
+    def do_GET(self):
+        query = {key: value[0] for key, value in parse_qs(urlsplit(self.path).query).items()}
+        self.server.asked.append(query)
+        self.server.times.append(time.monotonic())
+        self.server.headers.append(dict(self.headers))
+        trouble = self.server.script.get(len(self.server.asked), self.server.script.get("always"))
+        if trouble is not None:
+            return trouble(self)
+        self.reply(200, self.server.answer(query))
+
+
+class Service(LocalServer):
     "Hands out ROWS by any of the three page styles; `script` says what goes wrong, by number of request."
-    daemon_threads = True
+    handler = Handler
 
     def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__()
         self.asked, self.times, self.headers, self.script, self.rows, self.size = [], [], [], {}, ROWS, 20
-        self.address = f"http://127.0.0.1:{self.server_port}"
-
-    def handle_error(self, *_): pass
 
     def answer(self, query: dict) -> dict | list:
         if "page" in query:
@@ -52,67 +62,13 @@ class Service(http.server.ThreadingHTTPServer):
         return {"data": found[:self.size]}
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self):
-        query = {key: value[0] for key, value in parse_qs(urlsplit(self.path).query).items()}
-        self.server.asked.append(query)
-        self.server.times.append(time.monotonic())
-        self.server.headers.append(dict(self.headers))
-        trouble = self.server.script.get(len(self.server.asked), self.server.script.get("always"))
-        if trouble is not None:
-            return trouble(self)
-        self.reply(200, json.dumps(self.server.answer(query)))
-
-    def reply(self, status, text, headers=None, length=None):
-        content = text.encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content) if length is None else length))
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_): pass
-
-
-def status(code, text="", **headers):
-    return lambda handler: handler.reply(code, text, {name.replace("_", "-"): value for name, value in headers.items()})
-
-
-def dropped(handler):
-    handler.close_connection = True
-    handler.connection.close()
-
-
-def cut_in_transit(handler):
-    handler.reply(200, '{"data": [[1', length=5000)
-    handler.close_connection = True
-    handler.connection.close()
-
-
 def hang(handler):
     time.sleep(3)
 
 
-def drip(handler):
-    handler.send_response(200)
-    handler.send_header("Content-Length", "1000")
-    handler.end_headers()
-    for _ in range(40):
-        handler.wfile.write(b" ")
-        handler.wfile.flush()
-        time.sleep(0.1)
-
-
 @pytest.fixture
 def service():
-    server = Service()
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with running(Service) as server: yield server
 
 
 @pytest.fixture
@@ -189,8 +145,8 @@ def test_a_bar_that_is_not_over_is_left_out(service, make, label, interval, kept
 
 # --- hiccups ---------------------------------------------------------------------------------------------------------
 
-HICCUPS = {"500": status(500, "oops"), "503": status(503), "408": status(408), "dropped": dropped, "cut": cut_in_transit, "half": status(200, '{"data": [[14833'), "html": status(200, "<html>busy"),
-           "429": status(429, Retry_After="0"), "latin": lambda handler: (handler.send_response(200), handler.send_header("Content-Length", "2"), handler.end_headers(), handler.wfile.write(b"\xff\xfe"))}
+HICCUPS = {"500": says(500, "oops"), "503": says(503), "408": says(408), "gone": gone, "cut": cut, "half": says(200, '{"data": [[14833'), "html": says(200, "<html>busy"),
+           "429": says(429, Retry_After="0"), "latin": lambda handler: (handler.send_response(200), handler.send_header("Content-Length", "2"), handler.end_headers(), handler.wfile.write(b"\xff\xfe"))}
 
 
 @pytest.mark.parametrize("style", ["page", "cursor", "time"])
@@ -219,13 +175,13 @@ def test_hiccups_that_do_not_pass_end_the_fetch_in_words(service, make, tmp_path
 
 
 def test_retry_after_is_honoured(service, make):
-    service.script = {2: status(429, Retry_After="1")}
+    service.script = {2: says(429, Retry_After="1")}
     assert fetch(make(backoff_seconds=0)).equals(EURO)
     assert 1.0 <= service.times[2] - service.times[1] < 2.0
 
 
 def test_a_pause_that_is_too_long_ends_the_fetch_at_once(service, make):
-    service.script = {2: status(429, Retry_After="4000")}
+    service.script = {2: says(429, Retry_After="4000")}
     with pytest.raises(SourceError, match="page 2: status 429, after 1 try; it asks to wait 4000 s"):
         fetch(make())
 
@@ -234,7 +190,7 @@ def test_pauses_grow_and_jitter_is_seeded(service, make):
     waits = []
     for seed in (1, 1, 2):
         service.asked.clear(), service.times.clear()
-        service.script = {n: status(500) for n in (1, 2, 3)}
+        service.script = {n: says(500) for n in (1, 2, 3)}
         fetch(make(seed=seed, backoff_seconds=0.1))
         waits.append(np.diff(service.times[:4]))
     assert all(0.05 <= wait[0] <= 0.2 and 0.1 <= wait[1] <= 0.3 and 0.2 <= wait[2] <= 0.5 for wait in waits)
@@ -242,7 +198,7 @@ def test_pauses_grow_and_jitter_is_seeded(service, make):
 
 
 def test_the_pace_is_kept_between_all_requests(service, make):
-    service.script = {2: status(500), 4: dropped}
+    service.script = {2: says(500), 4: gone}
     source = make(requests_per_second=20)
     fetch(source)
     fetch(source)
@@ -252,13 +208,13 @@ def test_the_pace_is_kept_between_all_requests(service, make):
 # --- services that lie -----------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("trouble, words", [
-    (status(401, "no"), "status 401"), (status(404), "status 404. Try: check the address and the symbol"), (status(400), "status 400"), (status(204), "status 204"),
-    (status(200, "[]"), "there is no 'data' in the answer (a list of 0)"), (status(200, '{"error": "limit"}'), "(an object with error)"),
-    (status(200, '{"data": {}}'), "not a list of rows"), (status(200, '{"data": [[1]]}'), "row 1: there is no 1 for open"), (status(200, '{"data": [[1, NaN, 1, 1, 1, 1]]}'), "not finite"),
-    (status(200, '{"data": [[1e400, 1, 1, 1, 1, 1]]}'), "the time 'inf' is not in ms"), (status(200, '{"data": [["x", 1, 1, 1, 1, 1]]}'), "the time 'x' is not in ms"),
-    (status(200, '{"data": [true]}'), "row 1"), (status(200, "[" * 100_000), "page 1: "), (status(200, '{"data": [[1, 1' + "0" * 5000 + ', 1, 1, 1, 1]]}'), "page 1: "),
-    (status(302, Location="http://127.0.0.2/steal"), "redirects to another host, 127.0.0.2"), (status(302, Location="https://example.com/"), "redirects to another host, example.com"),
-    (status(302, Location="/v1/candles?page=1"), "redirects in a circle"), (status(302, Location="http://["), "page 1: "),
+    (says(401, "no"), "status 401"), (says(404), "status 404. Try: check the address and the symbol"), (says(400), "status 400"), (says(204), "status 204"),
+    (says(200, "[]"), "there is no 'data' in the answer (a list of 0)"), (says(200, '{"error": "limit"}'), "(an object with error)"),
+    (says(200, '{"data": {}}'), "not a list of rows"), (says(200, '{"data": [[1]]}'), "row 1: there is no 1 for open"), (says(200, '{"data": [[1, NaN, 1, 1, 1, 1]]}'), "not finite"),
+    (says(200, '{"data": [[1e400, 1, 1, 1, 1, 1]]}'), "the time 'inf' is not in ms"), (says(200, '{"data": [["x", 1, 1, 1, 1, 1]]}'), "the time 'x' is not in ms"),
+    (says(200, '{"data": [true]}'), "row 1"), (says(200, "[" * 100_000), "page 1: "), (says(200, '{"data": [[1, 1' + "0" * 5000 + ', 1, 1, 1, 1]]}'), "page 1: "),
+    (says(302, Location="http://127.0.0.2/steal"), "redirects to another host, 127.0.0.2"), (says(302, Location="https://example.com/"), "redirects to another host, example.com"),
+    (says(302, Location="/v1/candles?page=1"), "redirects in a circle"), (says(302, Location="http://["), "page 1: "),
 ])
 def test_nonsense_is_refused_in_words(service, make, trouble, words):
     service.script = {"always": trouble}
@@ -268,7 +224,7 @@ def test_nonsense_is_refused_in_words(service, make, trouble, words):
 
 
 def test_a_redirect_on_the_same_host_is_followed(service, make):
-    service.script = {1: status(307, Location="/v2/candles?page=1")}
+    service.script = {1: says(307, Location="/v2/candles?page=1")}
     assert fetch(make()).equals(EURO)
 
 
@@ -288,7 +244,7 @@ def test_endless_pages_stop_at_max_pages_and_are_kept(service, make):
 
 
 def test_an_answer_that_never_ends_is_cut_off(service, make):
-    service.script = {"always": status(200, " " * 2_000_000)}
+    service.script = {"always": says(200, " " * 2_000_000)}
     with pytest.raises(SourceError, match="larger than 1 MB"):
         fetch(make(max_page_mb=1))
 
@@ -319,7 +275,7 @@ def secrets(tmp_path):
     return load_secrets(tmp_path)
 
 
-@pytest.mark.parametrize("trouble", [None, status(401, TOKEN), status(500, TOKEN), status(200, json.dumps({TOKEN: 1})), dropped])
+@pytest.mark.parametrize("trouble", [None, says(401, TOKEN), says(500, TOKEN), says(200, json.dumps({TOKEN: 1})), gone])
 def test_the_secret_is_in_the_header_and_nowhere_else(service, make, secrets, tmp_path, caplog, trouble):
     caplog.set_level(logging.DEBUG)
     service.script = {3: trouble, 4: trouble} if trouble else {}
@@ -337,7 +293,7 @@ def test_the_secret_is_in_the_header_and_nowhere_else(service, make, secrets, tm
 
 def test_a_service_that_sends_the_secret_back_in_a_header_puts_it_into_no_log(service, make, secrets, caplog):
     caplog.set_level(logging.DEBUG)
-    service.script = {1: status(302, Location=f"https://example.com/?k={TOKEN}")}
+    service.script = {1: says(302, Location=f"https://example.com/?k={TOKEN}")}
     undo = install_redaction(secrets)
     try:
         with pytest.raises(SourceError, match="redirects to another host, example.com"):
@@ -350,7 +306,7 @@ def test_a_service_that_sends_the_secret_back_in_a_header_puts_it_into_no_log(se
 def test_a_token_is_not_carried_to_another_host(make, secrets, service):
     other = Service()
     threading.Thread(target=other.serve_forever, daemon=True).start()
-    service.script = {1: status(302, Location=f"{other.address}/v1/candles")}
+    service.script = {1: says(302, Location=f"{other.address}/v1/candles")}
     with pytest.raises(SourceError, match="redirects to another host"):
         fetch(make(secrets, token="DATA_KEY"))
     assert other.asked == []
@@ -358,7 +314,7 @@ def test_a_token_is_not_carried_to_another_host(make, secrets, service):
 
 
 def test_query_values_are_in_no_error(make, service):
-    service.script = {"always": status(404)}
+    service.script = {"always": says(404)}
     with pytest.raises(SourceError) as refused:
         fetch(make(url=f"{service.address}/v1?apikey=hidden1", fixed={"apikey2": "hidden2"}))
     assert "hidden" not in str(refused.value) and service.asked[0]["apikey"] == "hidden1"
@@ -414,7 +370,7 @@ def test_a_killed_fetch_goes_on_where_it_was(service, make, tmp_path, style, tor
 
 
 def test_another_request_does_not_take_the_pages_of_this_one(service, make, tmp_path):
-    service.script = {3: status(404)}
+    service.script = {3: says(404)}
     with pytest.raises(SourceError):
         fetch(make())
     assert len(waiting(tmp_path)) == 1
@@ -427,7 +383,7 @@ def test_another_request_does_not_take_the_pages_of_this_one(service, make, tmp_
 
 
 def test_an_altered_journal_is_refused_by_name(service, make, tmp_path):
-    service.script = {4: status(404)}
+    service.script = {4: says(404)}
     with pytest.raises(SourceError):
         fetch(make())
     journal, = (tmp_path / "fetch").iterdir()
@@ -466,7 +422,7 @@ def test_pace_patience_and_secrets_come_from_the_lab(service, secrets, tmp_path,
     monkeypatch.chdir(tmp_path)
     source = get_source("rest", url=f"{service.address}/v1", pages="page", limit=20, rows="data", token="DATA_KEY")
     assert fetch(source).equals(EURO) and service.headers[0]["Authorization"] == f"Bearer {TOKEN}"
-    service.script = {"always": status(500)}
+    service.script = {"always": says(500)}
     with pytest.raises(SourceError, match="after 1 try"):
         fetch(source)
     assert len(list((tmp_path / ".sagelab" / "fetch").iterdir())) == 1

@@ -173,14 +173,17 @@ class Slow(Strategy):
 
 @pytest.mark.parametrize("verb", ["backtest", "paper", "replay-market", "run", "sweep", "guard"])
 def test_the_latch_halts_whatever_runs(verb: str, lab: Path) -> None:
-    (lab/"strategies"/"slow.py").write_text(SLOW.format(work="time.sleep(0.05)"))
+    begun, deadline = lab/"begun", time.monotonic() + 60
+    slow = SLOW.format(work=f"open({str(begun)!r}, 'w').close(); time.sleep(0.05)")
+    (lab/"strategies"/"slow.py").write_text(slow)
     words = {"run": ["run", "nbs/experiments/backtest.ipynb", "-p", "strategies", "slow"], "sweep": ["sweep", "slow", "--symbol", "SP500", "--grid", "x=1,2"]}
-    if verb == "sweep": (lab/"strategies"/"slow.py").write_text(SLOW.format(work="time.sleep(0.05)").replace(
+    if verb == "sweep": (lab/"strategies"/"slow.py").write_text(slow.replace(
         "    def on_tick", "    class Config(StrategyConfig):\n        x: int = 1\n    def on_tick").replace("import Decision, Strategy", "import Decision, Strategy, StrategyConfig"))
     process = subprocess.Popen([sys.executable, "-m", "sagelab.cli.main", *words.get(verb, [verb, "slow", "--symbol", "SP500"])], cwd=lab,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(8 if verb == "run" else 4)
-    assert process.poll() is None, process.communicate()[1]
+    while not begun.exists() and process.poll() is None and time.monotonic() < deadline: time.sleep(0.05)
+    time.sleep(0.5)
+    assert begun.exists() and process.poll() is None, process.communicate()[1]
     open_latch(lab).set("the test says so", "tester")
     _, told = process.communicate(timeout=30)
     assert process.returncode == 1 and "the test says so" in told and "sagelab resume" in told

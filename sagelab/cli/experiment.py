@@ -126,17 +126,20 @@ def compare_verb(first: Which, second: Which, as_json: Json = False):
 @experiment_verbs.command("approve")
 def approve_verb(name: Which, reason: Reason, as_json: Json = False):
     "Approve an experiment: an owner, at a terminal, who types its id. Nothing is merged."
-    from sagelab.lab.decision import approve, waits_for
-    settings = _settings()
-    done = approve(name, reason, settings=settings)
-    if as_json: return print_json(_record(done, settings))
-    print(f"{done.experiment_id} is {'approved' if done.state == 'approved' else 'not approved yet'} by {', '.join(a['by'] for a in done.approvals)}; it waits for {waits_for(done, settings)}")
+    from sagelab.lab.decision import approve
+    _decide(approve, name, reason, as_json)
 
 @experiment_verbs.command("reject")
 def reject_verb(name: Which, reason: Reason, as_json: Json = False):
     "Turn an experiment down; its branch stays."
     from sagelab.lab.decision import reject
+    _decide(reject, name, reason, as_json)
+
+def _decide(decide, name: str, reason: str, as_json: bool):
+    "Hand a person's decision on, and say what came of it."
+    from sagelab.lab.decision import waits_for
     settings = _settings()
-    done = reject(name, reason, settings=settings)
+    done = decide(name, reason, settings=settings)
     if as_json: return print_json(_record(done, settings))
-    print(f"{done.experiment_id} is rejected: {done.reason}. Its branch {done.branch} stays.")
+    if done.state == "rejected": return print(f"{done.experiment_id} is rejected: {done.reason}. Its branch {done.branch} stays.")
+    print(f"{done.experiment_id} is {'approved' if done.state == 'approved' else 'not approved yet'} by {', '.join(a['by'] for a in done.approvals)}; it waits for {waits_for(done, settings)}")

@@ -81,7 +81,7 @@ def _limits(settings: Settings) -> str:
     return "every limit holds as it is written"
 
 def _broker(settings: Settings) -> str:
-    from sagelab.trading.connectors import account_check
+    from sagelab.trading.live import account_check
     return account_check(settings)
 
 # %% ../../nbs/810_lab.check.ipynb #7665c4e0

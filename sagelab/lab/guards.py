@@ -10,15 +10,15 @@ __all__ = ['MOST_VARIANTS', 'GUARDS', 'FINDINGS', 'WORDS', 'Trials', 'count_tria
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import sqrt
-from ..core.errors import LedgerError, MissingExtra, StrategyError, UnknownName, UsageError
+from ..core.errors import MissingExtra, StrategyError, UnknownName, UsageError
 from ..core.files import canonical_json, sha256
 from ..core.ledger import open_ledger
 from ..core.policy import effective_settings
 from ..core.settings import Settings, load_settings
 from ..strategy.base import build_config
 from ..strategy.registry import get_strategy
-from ..trading.costs import Costs
-from ..trading.engine import TRIAL, backtest, checked_bars, code_sha256, cutoff_warnings, record_trial, variant_sha256
+from ..trading.costs import Costs, costs_of
+from ..trading.engine import TRIAL, backtest, checked_bars, code_sha256, record_trial, variant_sha256
 from ..trading.metrics import bar_returns
 from ..trading.sweep import SWEEP
 
@@ -101,7 +101,7 @@ def check_selection(
 ) -> dict:
     "Discount a result for every variant that was tried."
     import numpy as np
-    from sagelab.trading.significance import deflated_sharpe_of, expected_maximum_sharpe, minimum_track_record_length, moments, probability_of_overfitting, probabilistic_sharpe_of
+    from sagelab.trading.significance import deflated_sharpe_of, expected_maximum_sharpe, minimum_track_record_length, moments, probabilistic_sharpe_of
     returns, yearly = _returns(result), sqrt(result.metrics["periods_per_year"])
     own, known = variant_sha256(result.strategy, result.parameters, result.assumptions, code_sha256(strategy)), moments(returns)
     # Of this one only these bars count, though it may have been tried on others before.
@@ -132,11 +132,12 @@ def _cross_validated(run, trials: Trials, own: str, returns, yearly: float, prog
         except (UsageError, StrategyError) as error: broken.append(str(error))
         if progress: progress(place + 1, len(others))
     notes = [f"{len(broken)} of {len(others)} variants cannot be run again: {broken[0]} They count, but the cross-validation is without them."] if broken else []
-    none = {"pbo": None, "variants": len(columns), "walk_forward": None, "purged": None, "notes": notes}
+    none = {"pbo": None, "variants": len(columns), "distinct": None, "walk_forward": None, "purged": None, "notes": notes}
     if len(columns) < 2: return none
     # Variants that did the same thing are no choice, and would only tie.
     matrix = np.unique(np.column_stack(columns), axis=1)
-    if matrix.shape[1] < 2: return none | {"pbo": 0.0, "notes": [*notes, "All variants did the same, so there was nothing to choose from."]}
+    if matrix.shape[1] < 2:
+        return none | {"distinct": None if broken or trials.unknown else 1, "notes": [*notes, "All variants that were compared did the same, so there was nothing to choose from."]}
     found = probability_of_overfitting(matrix)
     if found.pbo is None: notes = [*notes, f"No probability of overfitting: {found.reason}."]
     try:
@@ -144,7 +145,7 @@ def _cross_validated(run, trials: Trials, own: str, returns, yearly: float, prog
         further = {"walk_forward": {"sharpe": (ahead.sharpe or 0.0) * yearly, "promised": ahead.promised * yearly, "windows": len(ahead.picks)},
                    "purged": {"median_sharpe": paths.median * yearly, "probability_of_loss": paths.probability_of_loss, "paths": len(paths.sharpes)}}
     except (MissingExtra, UsageError) as error: further, notes = {}, [*notes, f"No walk-forward and no purged cross-validation: {error}"]
-    return none | {"pbo": found.pbo, "notes": notes} | further
+    return none | {"pbo": found.pbo, "distinct": matrix.shape[1], "notes": notes} | further
 
 # %% ../../nbs/825_lab.guards.ipynb #5601065e
 def _luck(figures: dict, needed: float, allowed: float) -> str:
@@ -160,6 +161,7 @@ def _selection_words(figures: dict, verdict: str, needed: float) -> str:
         f"{figures['trials']:,} variants were tried, and luck alone would give the best of them a Sharpe ratio of {figures['best_by_luck']:.2f}")
     chance = figures["deflated_sharpe"]
     words = [f"{tried}; this one has {figures['sharpe']:.2f}.", f"The chance that it is more than luck is {100 * chance:.1f} % ({100 * needed:.0f} % are asked for)."]
+    if figures["distinct"] == 1: words.append("All variants did the same, so there was no choice to overfit.")
     if figures["pbo"] is not None: words.append(f"Picked in one half of the data, the best one was below the middle in the other in {100 * figures['pbo']:.0f} % of the splits.")
     if figures["walk_forward"]: words.append(f"Walking forward, the picks promised {figures['walk_forward']['promised']:.2f} and gave {figures['walk_forward']['sharpe']:.2f}.")
     if verdict == "unproven" and figures["track_record_years_needed"]:
@@ -230,7 +232,7 @@ def guard(
     names = guard_names(only)
     settings, _ = effective_settings(settings or load_settings())
     bars, trading = checked_bars(bars, settings.root), settings.trading
-    given = {"costs": costs or Costs(fee=trading.fee, spread=trading.spread, slippage=trading.slippage, funding=trading.funding),
+    given = {"costs": costs or costs_of(trading),
              "cash": trading.cash if cash is None else cash, "fill": fill or trading.fill}
     made = get_strategy(strategy, settings.root) if isinstance(strategy, str) else strategy
     complete = build_config(made, parameters or {}).model_dump()
@@ -266,7 +268,8 @@ class _About:
 
 def _causality(about: _About):
     "Did it see the future?"
-    from sagelab.lab.causality import causality_figure, check_causality
+    from sagelab.lab.causality import check_causality
+    from sagelab.lab.pipeline import causality_figure
     found = check_causality(about.named, about.bars, about.parameters, **about.given, signals=about.signals, data_file=about.data_file, lab=about.settings.root,
                             timeout=about.settings.trading.tick_timeout_seconds, progress=lambda done, total: about.progress("causality", done, total))
     return found.to_dict(), lambda: causality_figure(found)

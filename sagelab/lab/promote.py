@@ -121,8 +121,9 @@ def _overfitting(
 ) -> Requirement:
     "A choice that holds on data it was not made on."
     value, given = _chance(selection, "pbo"), isinstance(selection, Mapping) and selection.get("pbo") is not None
-    if value is None and not given and _figure(selection, "trials") == 1:
-        return Requirement("pbo", allowed, None, True, "The probability of overfitting is not defined, and need not be: a single variant was ever tried, so there was no choice to overfit.")
+    alone = "a single variant was ever tried" if _figure(selection, "trials") == 1 else "all variants did the same" if _figure(selection, "distinct") == 1 else ""
+    if alone and value is None and not given:
+        return Requirement("pbo", allowed, None, True, f"The probability of overfitting is not defined, and need not be: {alone}, so there was no choice to overfit.")
     if value is None: return _missing("pbo", allowed, f"The probability of overfitting is missing or not defined; {allowed:.4f} allowed.")
     return Requirement("pbo", allowed, value, value <= allowed, f"Probability of overfitting: {value:.4f}; {allowed:.4f} allowed.")
 

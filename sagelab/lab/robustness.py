@@ -6,7 +6,6 @@
 __all__ = ['KEPT', 'Delayed', 'noisy_bars', 'neighbours', 'Robustness', 'doubled', 'check_robustness', 'robustness_figure']
 
 # %% ../../nbs/820_lab.robustness.ipynb #5081bc38
-import random
 from dataclasses import dataclass, field
 from ..core.errors import SageLabError, StrategyError
 from ..strategy.base import Strategy, build_config
@@ -87,7 +86,8 @@ def _figures(result) -> dict: return {"sharpe": result.metrics["sharpe"], "retur
 def doubled(costs: Costs) -> Costs:
     "Twice the costs; where there were none, a tenth of a per cent a fill."
     if not (costs.fee or costs.spread or costs.slippage): return Costs(fee=0.001, funding=costs.funding)
-    return Costs(fee=min(0.99, 2 * costs.fee), spread=min(0.99, 2 * costs.spread), slippage=min(0.99, 2 * costs.slippage), funding=costs.funding)
+    spread = min(0.99, 2 * costs.spread)
+    return Costs(fee=min(0.99, 2 * costs.fee), spread=spread, slippage=min(0.99 - spread / 2, 2 * costs.slippage), funding=costs.funding)
 
 # %% ../../nbs/820_lab.robustness.ipynb #7a545bcc
 def check_robustness(

@@ -363,7 +363,7 @@ class Trials:
         self.bars, self.timeline, self.seed = bars, Timeline(bars), seed
         self.origin, self._kept = Origin(strategy, lab), {}
         self._given, self.parameters, self._signals, self._timeout = assumptions | {"timeout": timeout, "lab": lab}, parameters, signals, timeout
-        self._scratches, self.hidden, self.bars_run, self.count = [], set(), 0, 0
+        self._scratches, self.hidden, self.count = [], set(), 0
 
     def scratch(self) -> Scratch:
         "A new scratch folder, in which files that are to seem not to be there are not."
@@ -399,7 +399,7 @@ class Trials:
             in_thread(functools.partial(work, trial, bars, heads), lambda: trial.moved and trial.moved(), self._timeout)
         trial.served |= ways.served
         trial.read, trial.wrote, trial.programs, trial.seconds = ways.read, ways.wrote, ways.programs, perf_counter() - started
-        self.bars_run, self.count = self.bars_run + len(bars), self.count + 1
+        self.count += 1
         return trial
 
     def _work(self, future, fresh: bool, remains: bool):

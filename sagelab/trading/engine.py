@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PULSE', 'CHUNK', 'TRIAL', 'BacktestResult', 'watchdog', 'known_delay', 'checked_bars', 'cutoff_warnings', 'play',
-           'code_sha256', 'code_of', 'variant_sha256', 'record_trial', 'backtest', 'check_assumptions']
+           'counts', 'code_sha256', 'code_of', 'variant_sha256', 'record_trial', 'backtest', 'check_assumptions']
 
 # %% ../../nbs/420_trading.engine.ipynb #a061875c
 import gc
@@ -394,6 +394,12 @@ def _result(bars, broker: SimulatedBroker, changes, name: str, config, assumptio
 # %% ../../nbs/420_trading.engine.ipynb #2fd8eec2
 TRIAL = "backtest.finished"
 
+def counts(
+    trial: bool | None,  # what the caller says; None: nothing
+) -> bool:
+    "Does a backtest count as a trial? Where nobody says so, in a run or an experiment, which name their lab in SAGELAB_LAB."
+    return "SAGELAB_LAB" in os.environ if trial is None else trial
+
 def code_sha256(
     strategy: type,  # class
 ) -> str:
@@ -470,7 +476,7 @@ def backtest(
     check_assumptions(cash, fill)
     result = play(strategy, bars, parameters or {}, lambda account: SimulatedBroker(account, costs, fill), {"cash": cash, "fill": fill, **costs.model_dump()},
                   signals=signals, timeout=timeout, periods=periods, progress=progress, latch=lab_latch(lab), lab=lab)
-    if "SAGELAB_LAB" in os.environ if trial is None else trial: record_trial(result, lab, code_of(strategy, lab))
+    if counts(trial): record_trial(result, lab, code_of(strategy, lab))
     return result
 
 def check_assumptions(cash: float, fill: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ..core.errors import BrokerError, BrokerUnreachable, OrderError, UsageError
 from ..core.settings import PaperSettings
 from .account import Account
-from .broker import SimulatedBroker, _progress
+from .broker import SimulatedBroker, fill_status, is_time_out
 from .costs import Costs
 from .orders import Fill, Order, iso_time
 from .risk import OrderPolicy, Refusal, RiskBook, RiskManager, RiskOrder, risk_order
@@ -257,7 +257,7 @@ class PaperBroker(SimulatedBroker):
 
     def _time_out(self, time_ns: int, close: float):
         "Ask for the close of a position that was held long enough, unless that is on its way."
-        if not any(_is_time_out(order) for order in self._late): super()._time_out(time_ns, close)
+        if not any(is_time_out(order) for order in self._late): super()._time_out(time_ns, close)
 
     def settle(self, row: tuple) -> None:
         "Fill at the close what needs no time to get there."
@@ -363,7 +363,7 @@ class PaperBroker(SimulatedBroker):
             order.status = "rejected"
             return self._ended(order, "no buying power is left")
         for place, part in enumerate(parts):
-            order.status = _progress(order, part) if place == len(parts) - 1 else "partial"
+            order.status = fill_status(order, part) if place == len(parts) - 1 else "partial"
             self._book(order.order_id, time_ns, order.direction, part, price, order.expected_price, order.kind, 100 * part * price / self.books.equity(price))
         self._keep_rest(order, price)
 
@@ -391,7 +391,7 @@ class PaperBroker(SimulatedBroker):
 
     def _forget_orders(self, order_id: int):
         "The position is closed: withdraw what is left of the orders that opened it, and what its time would have closed."
-        def ended(order): return order.order_id != order_id and (order.filled and order.purpose == "entry" or _is_time_out(order))
+        def ended(order): return order.order_id != order_id and (order.filled and order.purpose == "entry" or is_time_out(order))
         for order in [*filter(ended, self._late)]:
             self._late.remove(order)
             self.working.append(order)
@@ -413,10 +413,6 @@ class PaperBroker(SimulatedBroker):
         "Write down an order that ended without a fill, or with a part of it; then it was not rejected."
         if order.filled and order.status == "rejected": order.status = "cancelled"
         if order.client_order_id in self.desk.orders: self.desk.update(self._state(order, reason))
-
-def _is_time_out(order: Order) -> bool:
-    "Was it asked for because the position's time was over?"
-    return order.purpose == "exit" and order.decision is None
 
 def _told_fill(fill: Fill) -> dict:
     "A fill as the ledger keeps it."

@@ -21,8 +21,8 @@ from ..core.secrets import load_secrets
 from ..core.settings import Settings, load_settings
 from ..core.stop import Latch, open_latch
 from ..strategy.base import Strategy
-from .costs import Costs
-from .engine import BacktestResult, check_assumptions, checked_bars, code_of, known_delay, play, record_trial
+from .costs import Costs, costs_of
+from .engine import BacktestResult, check_assumptions, checked_bars, code_of, counts, known_delay, play, record_trial
 from .paper import Conditions, PaperBroker, paper_conditions
 from .risk import RiskManager, order_policy, risk_limits
 from .routing import Journal
@@ -136,16 +136,17 @@ def _close_marker(root: Path, session: str):
 
 def _over(
     ledger: Ledger,
-    session: str,  # id
-) -> str | None:  # why a session that nobody runs is not to be continued; None: it may go on
-    "Was the lab stopped since it began, or did it come to its end just before it was killed?"
-    begun = False
-    for entry in ledger.entries():
-        if entry.data.get("session") == session:
-            if entry.kind in ("session.stopped", "session.finished"): return entry.kind
-            begun = True
-        elif begun and entry.kind == "stop.set": return f"The lab was stopped by {entry.actor} at {entry.time[:19]} UTC: {entry.data['reason']}."
-    return None
+    sessions: set[str],  # ids that nobody runs
+) -> dict[str, str]:  # id -> why it is not to be continued
+    "Was the lab stopped since they began, or did they come to their end just before they were killed?"
+    begun, over = set(), {}
+    for entry in ledger.entries() if sessions else ():
+        session = entry.data.get("session")
+        if session in sessions and entry.kind in ("session.stopped", "session.finished"): over.setdefault(session, entry.kind)
+        elif session in sessions: begun.add(session)
+        elif entry.kind == "stop.set":
+            over = dict.fromkeys(begun, f"The lab was stopped by {entry.actor} at {entry.time[:19]} UTC: {entry.data['reason']}.") | over
+    return over
 
 def _check_latch(latch: Latch):
     "Refuse to begin while the latch is set, and end what the dead have left and a stop was meant for."
@@ -153,8 +154,9 @@ def _check_latch(latch: Latch):
     except Stopped as stopped:
         for session in _abandoned(latch.root): end_stopped(latch.root, session, str(stopped))
         raise
+    over = _over(open_ledger(latch.root), {*_abandoned(latch.root)})
     for session in _abandoned(latch.root):
-        if reason := _over(open_ledger(latch.root), session): end_stopped(latch.root, session, reason)
+        if session in over: end_stopped(latch.root, session, over[session])
 
 # %% ../../nbs/470_trading.session.ipynb #1f47e390
 @dataclass(frozen=True)
@@ -206,24 +208,38 @@ def run_session(
     "Trade on a feed with the paper broker; the same command goes on where a killed session ended. Raises `Stopped` when the latch is set."
     settings, notes = effective_settings(settings or load_settings())
     bars, trading = checked_bars(bars, settings.root), settings.trading
-    costs = costs or Costs(fee=trading.fee, spread=trading.spread, slippage=trading.slippage, funding=trading.funding)
+    costs = costs or costs_of(trading)
     cash, fill, risk = trading.cash if cash is None else cash, fill or trading.fill, risk or settings.risk.paper
     check_assumptions(cash, fill)
     if risk not in ("watch", "enforce", "off"): raise UsageError(f"risk is {risk!r}; it is watch, enforce or off.")
     conditions = conditions or paper_conditions(settings.paper, settings.lab.seed)
     run = _Session(settings, strategy, bars, parameters or {}, costs, cash, fill, conditions, risk, parse_speed(speed), progress, tuple(notes), signals or [],
-                   "SAGELAB_LAB" in os.environ if trial is None else trial)
+                   counts(trial))
     latch = open_latch(settings.root)
     _check_latch(latch)
     return run.journalled(latch, fresh) if journal else run.play(Journal(session="replay"), latch)
 
 # %% ../../nbs/470_trading.session.ipynb #1adfd38d
+@dataclass(frozen=True)
 class _Session:
     "What a session needs, gathered."
-    def __init__(self, settings, strategy, bars, parameters, costs, cash, fill, conditions, risk, speed, progress, notes, signals, trial):
-        self.settings, self.strategy, self.bars, self.parameters, self.costs, self.cash, self.fill = settings, strategy, bars, parameters, costs, cash, fill
-        self.conditions, self.risk, self.speed, self.progress, self.notes, self.signals, self.trial = conditions, risk, speed, progress, notes, signals, trial
-        self.assumptions = {"cash": cash, "fill": fill, **costs.model_dump()}
+    settings: Settings
+    strategy: object
+    bars: object
+    parameters: dict
+    costs: Costs
+    cash: float
+    fill: str
+    conditions: Conditions
+    risk: str
+    speed: float | None
+    progress: object
+    notes: tuple[str, ...]
+    signals: list
+    trial: bool
+
+    @property
+    def assumptions(self) -> dict: return {"cash": self.cash, "fill": self.fill, **self.costs.model_dump()}
 
     def specification(self) -> dict:
         "What makes two sessions the same one."

@@ -9,26 +9,13 @@ __all__ = ['SIZERS', 'SizingState', 'annualised', 'Sizer', 'bounded', 'fixed_fra
 
 # %% ../../nbs/390_trading.sizing.ipynb #4424fe44
 from dataclasses import dataclass, replace
-from math import inf, isfinite, sqrt
-from numbers import Real
+from math import inf, sqrt
 from typing import Protocol, runtime_checkable
 from ..core.errors import OrderError, UnknownName, UsageError
 from ..strategy.base import Decision, Strategy
+from .orders import check_number
 
 # %% ../../nbs/390_trading.sizing.ipynb #9f8686db
-def _check(
-    name: str,
-    value,
-    interval: str = "(0, inf)",  # that it must lie in; square brackets include the end
-    error: type[Exception] = OrderError,
-) -> None:
-    "Refuse what is not an ordinary number in an interval."
-    low, high = map(float, interval[1:-1].split(","))
-    number = isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
-    if number and (low < value or interval[0] == "[" and value == low) and (value < high or interval[-1] == "]" and value == high): return
-    raise error(f"{name} is {value!r}; it is a number in {interval}.")
-
-# %% ../../nbs/390_trading.sizing.ipynb #b43dbe2e
 @dataclass(frozen=True, slots=True)
 class SizingState:
     "What is known when a size is asked for; what is None was not given."
@@ -42,13 +29,13 @@ class SizingState:
     variance: float | None = None  # variance of the same returns; bars with bars, years with years
 
     def __post_init__(self):
-        _check("account_balance", self.account_balance, "(-inf, inf)")
-        _check("max_trade_risk_pct", self.max_trade_risk_pct, "(0, 100]")
-        if self.stop_distance is not None: _check("stop_distance", self.stop_distance, "(0, 1)")
-        if self.win_rate is not None: _check("win_rate", self.win_rate, "[0, 1]")
-        if self.mean is not None: _check("mean", self.mean, "(-inf, inf)")
+        check_number("account_balance", self.account_balance, "(-inf, inf)")
+        check_number("max_trade_risk_pct", self.max_trade_risk_pct, "(0, 100]")
+        if self.stop_distance is not None: check_number("stop_distance", self.stop_distance, "(0, 1)")
+        if self.win_rate is not None: check_number("win_rate", self.win_rate, "[0, 1]")
+        if self.mean is not None: check_number("mean", self.mean, "(-inf, inf)")
         for name in ("volatility", "payoff", "variance"):
-            if getattr(self, name) is not None: _check(name, getattr(self, name))
+            if getattr(self, name) is not None: check_number(name, getattr(self, name))
 
 # %% ../../nbs/390_trading.sizing.ipynb #25add2db
 def annualised(
@@ -56,8 +43,8 @@ def annualised(
     periods: float,  # bars in a year, e.g. from sagelab.trading.metrics.periods_per_year
 ) -> float:  # of a year's return
     "Volatility of a year from that of a bar, for returns that do not depend on each other."
-    _check("volatility", volatility)
-    _check("periods", periods)
+    check_number("volatility", volatility)
+    check_number("periods", periods)
     return volatility * sqrt(periods)
 
 # %% ../../nbs/390_trading.sizing.ipynb #18620a38
@@ -83,7 +70,7 @@ def fixed_fraction(
     fraction_pct: float = 10.0,  # per cent of the balance, (0, 100]
 ) -> float:  # size_pct
     "The same share of the account every time, cut where the stop asks for it."
-    _check("fraction_pct", fraction_pct, "(0, 100]")
+    check_number("fraction_pct", fraction_pct, "(0, 100]")
     return bounded(fraction_pct, state)
 
 @dataclass(frozen=True)
@@ -91,7 +78,7 @@ class FixedFraction:
     "The same share of the account every time."
     fraction_pct: float = 10.0  # per cent of the balance, (0, 100]
 
-    def __post_init__(self): _check("fraction_pct", self.fraction_pct, "(0, 100]", UsageError)
+    def __post_init__(self): check_number("fraction_pct", self.fraction_pct, "(0, 100]", UsageError)
 
     def size_pct(self, state: SizingState) -> float:
         "See `fixed_fraction`."
@@ -104,8 +91,8 @@ def volatility_scaled(
     max_pct: float = 100.0,  # never more than this, (0, 100]
 ) -> float:  # size_pct
     "The share of the account at which the position has the target volatility."
-    _check("target_volatility", target_volatility)
-    _check("max_pct", max_pct, "(0, 100]")
+    check_number("target_volatility", target_volatility)
+    check_number("max_pct", max_pct, "(0, 100]")
     if state.volatility is None: raise OrderError("volatility_scaled needs a volatility, annualised. Try: annualised(volatility_of_a_bar, periods)")
     return bounded(100 * target_volatility / state.volatility, state, max_pct)
 
@@ -116,8 +103,8 @@ class VolatilityScaled:
     max_pct: float = 100.0  # never more than this, (0, 100]
 
     def __post_init__(self):
-        _check("target_volatility", self.target_volatility, error=UsageError)
-        _check("max_pct", self.max_pct, "(0, 100]", UsageError)
+        check_number("target_volatility", self.target_volatility, error=UsageError)
+        check_number("max_pct", self.max_pct, "(0, 100]", UsageError)
 
     def size_pct(self, state: SizingState) -> float:
         "See `volatility_scaled`."
@@ -153,8 +140,8 @@ def kelly_lite(
     max_pct: float = 25.0,  # never more than this, (0, 100]
 ) -> float:  # size_pct; 0.0 where there is no edge
     "A part of what Kelly would put in, within bounds."
-    _check("share", share, "(0, 1]")
-    _check("max_pct", max_pct, "(0, 100]")
+    check_number("share", share, "(0, 1]")
+    check_number("max_pct", max_pct, "(0, 100]")
     return bounded(100 * share * _kelly_size(state), state, max_pct)
 
 # %% ../../nbs/390_trading.sizing.ipynb #3e16a743
@@ -165,8 +152,8 @@ class KellyLite:
     max_pct: float = 25.0  # never more than this, (0, 100]
 
     def __post_init__(self):
-        _check("share", self.share, "(0, 1]", UsageError)
-        _check("max_pct", self.max_pct, "(0, 100]", UsageError)
+        check_number("share", self.share, "(0, 1]", UsageError)
+        check_number("max_pct", self.max_pct, "(0, 100]", UsageError)
 
     def size_pct(self, state: SizingState) -> float:
         "See `kelly_lite`."
@@ -195,7 +182,7 @@ def sized(
     "The same decision in the size that a sizer asks for."
     if decision.side == "flat": return decision
     size = sizer.size_pct(replace(state, stop_distance=decision.sl) if decision.sl else state)
-    _check(f"size_pct of {type(sizer).__name__}", size, "[0, 100]")
+    check_number(f"size_pct of {type(sizer).__name__}", size, "[0, 100]")
     return replace(decision, size_pct=float(size)) if size else None
 
 # %% ../../nbs/390_trading.sizing.ipynb #b73f3a4f
@@ -205,9 +192,9 @@ def units(
     price: float,  # > 0
 ) -> float:  # >= 0
     "How many units a size is."
-    _check("size_pct", size_pct, "[0, 100]")
-    _check("account_balance", account_balance, "(-inf, inf)")
-    _check("price", price)
+    check_number("size_pct", size_pct, "[0, 100]")
+    check_number("account_balance", account_balance, "(-inf, inf)")
+    check_number("price", price)
     return max(0.0, size_pct / 100 * account_balance / price)
 
 # %% ../../nbs/390_trading.sizing.ipynb #4cbba82b

@@ -7,7 +7,7 @@ __all__ = ['BYTES_A_CELL', 'FIGURES', 'AT_ONCE', 'SWEEP', 'parse_values', 'parse
            'record_sweep', 'sweep']
 
 # %% ../../nbs/440_trading.sweep.ipynb #1a03d73a
-import os, time
+import time
 from dataclasses import dataclass, field
 from math import prod
 from typing import Literal
@@ -169,8 +169,8 @@ def sweep(
     import numpy as np, pandas as pd
     from sagelab.data.bars import bars_sha256
     from sagelab.strategy.registry import get_strategy
-    from sagelab.trading.engine import checked_bars, code_sha256
-    if fill not in ("next_open", "close"): raise UsageError(f"fill = {fill!r}; it is next_open or close.")
+    from sagelab.trading.engine import check_assumptions, checked_bars, code_sha256, counts
+    check_assumptions(cash, fill)
     bars, costs = checked_bars(bars, lab), costs or Costs()
     if latch := lab_latch(lab): latch.check()
     strategy = get_strategy(strategy, lab) if isinstance(strategy, str) else strategy
@@ -186,5 +186,5 @@ def sweep(
     table = pd.DataFrame({name: np.array(values) for name, values in columns.items()} | dict(zip(FIGURES, figures.T))).astype({"trades": "int64"})
     result = SweepResult(strategy.name or strategy.__name__, bars.attrs.get("symbol", ""), table, len(table), seconds, by_kernel, bars_sha256(bars),
                          {"cash": cash, "fill": fill, **costs.model_dump(), "periods_per_year": periods}, code_sha256(strategy))
-    if "SAGELAB_LAB" in os.environ if trial is None else trial: record_sweep(result, lab)
+    if counts(trial): record_sweep(result, lab)
     return result
