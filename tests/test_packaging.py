@@ -60,7 +60,9 @@ def test_wheel_holds_nothing_private(names: set[str]) -> None:
     private = [name for name in names
                if name.endswith(("secrets.env", ".pyc")) or {"__pycache__", ".sagelab", "tests", ".ipynb_checkpoints"} & set(name.split("/"))]
     assert not private
-    assert {name.split("/")[0] for name in names} == {"sagelab", f"sagelab-{importlib.metadata.version('sagelab')}.dist-info"}
+    version = importlib.metadata.version("sagelab")
+    assert {name.split("/")[0] for name in names} == {"sagelab", f"sagelab-{version}.dist-info", f"sagelab-{version}.data"}
+    assert all(name.startswith(f"sagelab-{version}.data/data/share/jupyter/") for name in names if ".data/" in name)
 
 
 def test_wheel_carries_the_entry_points(wheel: Path, names: set[str]) -> None:

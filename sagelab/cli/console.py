@@ -88,9 +88,12 @@ def progress_bar(
 ) -> Iterator[Callable[[int, int], None]]:  # (done, total) -> None
     "A bar on standard error with rate and time left; it goes away when the work is done."
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+    class Rate(ProgressColumn):
+        def render(self, task): return Text(f"{task.speed:,.3g}/s" if task.speed else "")
     console = Console(stderr=True)
-    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console, transient=True,
+    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn(), console=console, transient=True,
                   disable=quiet or not console.is_terminal) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

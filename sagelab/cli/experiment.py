@@ -75,7 +75,7 @@ def create_verb(
     as_json: Json = False,
 ):
     "Make an experiment on a branch and in a working tree of its own, and run it."
-    from sagelab.cli.market import parse_pairs
+    from sagelab.kernels.words import parse_pairs
     from sagelab.lab.experiment import create_experiment, run_experiment
     settings = _settings()
     made = create_experiment(name, hypothesis, strategy, parse_pairs(config), baseline, settings=settings, progress=_stage(as_json))

@@ -14,7 +14,7 @@ from ..core.stop import quick_stop
 def build_app():  # typer.Typer
     "All verbs."
     import typer
-    from sagelab.cli import experiment, lab, market, policy, trading
+    from sagelab.cli import dashboard, experiment, kernels, lab, market, policy, trading
     app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
                       help="A research lab whose numbers can be trusted: they re-run bit for bit, and every run says what it depends on.",
                       epilog="Start with `sagelab demo`. An error is one sentence; --debug shows the traceback.")
@@ -23,6 +23,7 @@ def build_app():  # typer.Typer
                               (market.sweep_verb, "sweep", work), (lab.run_verb, "run", work), (lab.replay_verb, "replay", work), (lab.lab_verb, "lab", work),
                               (trading.replay_market_verb, "replay-market", work), (trading.paper_verb, "paper", work),
                               (trading.guard_verb, "guard", doubt), (policy.stop_verb, "stop", doubt), (policy.resume_verb, "resume", doubt),
+                              (dashboard.dashboard_verb, "dashboard", look), (dashboard.overview_verb, "overview", look),
                               (lab.runs_verb, "runs", look), (lab.check_verb, "check", look)):
         app.command(name, rich_help_panel=panel)(verb)
     app.add_typer(market.data_verbs, name="data", rich_help_panel=work)
@@ -30,6 +31,7 @@ def build_app():  # typer.Typer
     app.add_typer(experiment.experiment_verbs, name="experiment", rich_help_panel=doubt)
     app.add_typer(policy.policy_verbs, name="policy", rich_help_panel=doubt)
     app.add_typer(lab.ledger_verbs, name="ledger", rich_help_panel=look)
+    app.add_typer(kernels.kernel_verbs, name="kernels", rich_help_panel=look)
     return app
 
 # %% ../../nbs/990_cli.main.ipynb #458c9556

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Json', 'Symbol', 'DataFile', 'Interval', 'Start', 'End', 'Zone', 'DateFormat', 'Label', 'Fee', 'Spread', 'Slippage',
-           'Funding', 'Fill', 'TradesLog', 'Cash', 'SHOWN', 'data_verbs', 'strategy_verbs', 'parse_pairs', 'the_bars',
+           'Funding', 'Fill', 'TradesLog', 'Cash', 'SHOWN', 'data_verbs', 'strategy_verbs', 'the_bars',
            'the_assumptions', 'backtest_verb', 'sweep_verb', 'data_list', 'data_show', 'data_import', 'data_verify',
            'strategy_list', 'strategy_show']
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Optional
 import typer
 from .console import answer_only, figure_name, note, print_json, print_table, progress_bar, show_figure
+from ..kernels.words import parse_pairs
 
 # %% ../../nbs/940_cli.market.ipynb #37fadfdf
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
@@ -32,20 +33,6 @@ Fill = Annotated[Optional[str], typer.Option("--fill", help="next_open or close:
 TradesLog = Annotated[Optional[Path], typer.Option("--trades-log", help="Write the trades to this file, one JSON object a line.")]
 Cash = Annotated[Optional[float], typer.Option("--cash", help="To start with.  [default: settings.ini]")]
 
-# %% ../../nbs/940_cli.market.ipynb #c97631a4
-def parse_pairs(
-    pairs: list[str],  # ["fast=10", "slow=30"]
-) -> dict[str, str]:
-    "Read `-c key=value` options; raises `UsageError` for what is not one."
-    from sagelab.core.errors import UsageError
-    for pair in pairs:
-        if "=" not in pair or not pair.partition("=")[0].strip(): raise UsageError(f"{pair!r} is not a parameter. Try: name=value")
-    split = [(name.strip(), value.strip()) for name, _, value in (pair.partition("=") for pair in pairs)]
-    names = [name for name, _ in split]
-    for name in names:
-        if names.count(name) > 1: raise UsageError(f"The parameter {name!r} was given twice.")
-    return dict(split)
-
 # %% ../../nbs/940_cli.market.ipynb #2ad3d20a
 def the_bars(symbol, data, interval, start, end, tz, date_format=None, label=None):
     "Bars of a symbol or of a file, and nothing where neither or both are given."
@@ -62,11 +49,9 @@ def the_bars(symbol, data, interval, start, end, tz, date_format=None, label=Non
 def the_assumptions(fee, spread, slippage, funding, fill, cash) -> tuple:
     "Settings, and the costs, cash and fill that they and the options make."
     from sagelab.core.settings import load_settings
-    from sagelab.trading.costs import build_costs
+    from sagelab.trading.costs import costs_of
     settings = load_settings(trading_fee=fee, trading_spread=spread, trading_slippage=slippage, trading_funding=funding, trading_fill=fill, trading_cash=cash)
-    trading = settings.trading
-    return settings, {"costs": build_costs(fee=trading.fee, spread=trading.spread, slippage=trading.slippage, funding=trading.funding),
-                      "cash": trading.cash, "fill": trading.fill}
+    return settings, {"costs": costs_of(settings.trading), "cash": settings.trading.cash, "fill": settings.trading.fill}
 
 # %% ../../nbs/940_cli.market.ipynb #c54e33a7
 SHOWN = ("return", "cagr", "volatility", "sharpe", "sortino", "calmar", "max_drawdown", "max_drawdown_seconds", "trades", "open_trades", "win_rate",

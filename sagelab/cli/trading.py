@@ -11,7 +11,8 @@ from typing import Annotated, Optional
 import typer
 from .console import answer_only, figure_name, note, print_json, print_table, progress_bar, show_figure
 from .market import (Cash, DataFile, DateFormat, End, Fee, Fill, Funding, Interval, Json, Label, Slippage, Spread, Start, Symbol, TradesLog, Zone,
-                                parse_pairs, the_assumptions, the_bars)
+                                the_assumptions, the_bars)
+from ..kernels.words import parse_pairs
 
 # %% ../../nbs/970_cli.trading.ipynb #27c46d06
 Config = Annotated[list[str], typer.Option("-c", "--config", help="A parameter of the strategy as name=value; may be repeated.")]

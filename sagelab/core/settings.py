@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['RESERVED_ENVIRONMENT', 'Section', 'LabSettings', 'DataSettings', 'TradingSettings', 'StrategySettings',
-           'SweepSettings', 'PolicySettings', 'RiskSettings', 'PaperSettings', 'LiveSettings', 'ExperimentSettings',
-           'PromotionSettings', 'Settings', 'sections', 'find_lab', 'load_settings']
+           'SweepSettings', 'KernelSettings', 'GridSettings', 'DashboardSettings', 'PolicySettings', 'RiskSettings',
+           'PaperSettings', 'LiveSettings', 'ExperimentSettings', 'PromotionSettings', 'Settings', 'sections',
+           'find_lab', 'load_settings']
 
 # %% ../../nbs/020_core.settings.ipynb #b16e8aa6
 import configparser, os
@@ -55,6 +56,27 @@ class SweepSettings(Section):
     "[sweep]: how much machine a parameter sweep may take."
     threads: int = Field(0, ge=0)
     max_memory_mb: int = Field(2000, ge=1)
+
+# %% ../../nbs/020_core.settings.ipynb #676e14d8
+class KernelSettings(Section):
+    "[kernels]: how notebooks are executed; see sagelab.kernels."
+    warm: bool = True
+    preload: tuple[str, ...] = ("numpy", "pandas", "pyarrow.parquet", "numba", "talib", "plotly.graph_objects", "ipywidgets", "sagelab.trading.engine",
+                                "sagelab.trading.sweep", "sagelab.lab.guards", "sagelab.lab.run", "vectorbt")
+    idle_seconds: float = Field(900.0, ge=1)
+    memory_mb: int = Field(0, ge=0)
+    cell_timeout_seconds: float = Field(0.0, ge=0)
+    keep_failed_seconds: float = Field(0.0, ge=0)
+
+class GridSettings(Section):
+    "[grid]: how many runs of a grid work at once; see sagelab.lab.grid."
+    workers: int = Field(0, ge=0)
+    max_failures: int = Field(0, ge=0)
+
+class DashboardSettings(Section):
+    "[dashboard]: what the read-only dashboard shows; see sagelab.ui.monitor."
+    refresh_seconds: float = Field(1.0, ge=0.2, le=60)
+    runs: int = Field(8, ge=1, le=100)
 
 # %% ../../nbs/020_core.settings.ipynb #7032fbbc
 class PolicySettings(Section):
@@ -117,6 +139,9 @@ class Settings(BaseModel):
     trading: TradingSettings = TradingSettings()
     strategies: StrategySettings = StrategySettings()
     sweep: SweepSettings = SweepSettings()
+    kernels: KernelSettings = KernelSettings()
+    grid: GridSettings = GridSettings()
+    dashboard: DashboardSettings = DashboardSettings()
     policy: PolicySettings = PolicySettings()
     risk: RiskSettings = RiskSettings()
     paper: PaperSettings = PaperSettings()
@@ -162,7 +187,7 @@ def _read_ini(path: Path) -> dict[str, dict[str, str]]:
 
 # %% ../../nbs/020_core.settings.ipynb #9c502f39
 # Not settings: the first says which lab, the others belong to the programs that a lab starts.
-RESERVED_ENVIRONMENT = frozenset({"SAGELAB_LAB", "SAGELAB_DEBUG", "SAGELAB_ACTOR"})
+RESERVED_ENVIRONMENT = frozenset({"SAGELAB_LAB", "SAGELAB_DEBUG", "SAGELAB_ACTOR", "SAGELAB_READ_ONLY"})
 
 def _split(name: str, where: str) -> tuple[str, str]:
     "Turn `trading_fee` into its section and key; refuse what names neither."

@@ -74,13 +74,13 @@ def approve(
             confirm(settings, person, f"approve {experiment.experiment_id}{'' if experiment.evaluation['recommended'] else ', which is NOT recommended'}",
                     experiment.experiment_id, terminal)
             _check_approvable(experiment, person, settings)
-            return _approved(experiment, person, reason, settings)
+            return _approved(experiment, person, reason, settings, terminal.name())
 
-def _approved(experiment: Experiment, person: Person, reason: str, settings: Settings) -> Experiment:
+def _approved(experiment: Experiment, person: Person, reason: str, settings: Settings, terminal: str) -> Experiment:
     "Record an approval; with the last one that is needed the report says so."
     approvers, done = [*(a["by"] for a in experiment.approvals), person.name], experiment.evaluation
     note_step(settings, "approved", experiment, person.name, reason=reason, commit=done["commit"], head=done["head"], recommended=done["recommended"],
-          approvers=approvers, needed=settings.policy.approvers, complete=len(approvers) >= settings.policy.approvers, own_proposal=person.name == experiment.proposed_by)
+          approvers=approvers, needed=settings.policy.approvers, complete=len(approvers) >= settings.policy.approvers, own_proposal=person.name == experiment.proposed_by, terminal=terminal)
     decided = find_experiment(experiment.experiment_id, settings)
     if decided.state == "approved": _stamp(decided, settings, approved=True)
     return decided

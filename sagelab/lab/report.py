@@ -9,7 +9,7 @@ __all__ = ['UNITS', 'MONTH_NAMES', 'FILLS', 'BARS', 'percent', 'FIGURES', 'GUARD
 # %% ../../nbs/800_lab.report.ipynb #21e85726
 import json
 from html import escape
-from .plots import (COLOURS, FONT, GAIN, LOSS, MONTHS, MOST_TRADES, drawdown_figure, equity_figure, moment, monthly_returns, plain, strategy_labels,
+from .plots import (FONT, GAIN, LOSS, MONTHS, MOST_TRADES, drawdown_figure, equity_figure, moment, monthly_returns, plain, strategy_labels,
                                trades_figure)
 
 # %% ../../nbs/800_lab.report.ipynb #0a05d515

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PENDING', 'OUTPUT', 'MANIFEST', 'current_run', 'seed_everything', 'data_used', 'equity_frame', 'frame_sha256',
-           'result_record', 'record', 'code_state', 'package_versions', 'Run', 'reports_folder', 'list_runs',
-           'find_run', 'check_disk', 'clear_abandoned', 'run_notebook', 'Replay', 'first_difference',
-           'altered_artifact', 'replay', 'cell_outputs']
+           'result_record', 'record', 'code_state', 'package_versions', 'surroundings', 'Run', 'reports_folder',
+           'list_runs', 'find_run', 'known_parameters', 'check_disk', 'clear_abandoned', 'run_notebook', 'new_run_id',
+           'hidden_folder', 'run_checked', 'Replay', 'first_difference', 'altered_artifact', 'replay', 'cell_outputs']
 
 # %% ../../nbs/805_lab.run.ipynb #69994625
 import json, os, platform, shutil, subprocess, sys, time
@@ -116,6 +116,12 @@ def package_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError: pass
     return found
 
+def surroundings(
+    root: Path,  # the lab
+) -> dict:  # code, packages: parts of a manifest
+    "What many runs in a row have in common."
+    return {"code": code_state(root), "packages": package_versions()}
+
 # %% ../../nbs/805_lab.run.ipynb #caf9f190
 @dataclass(frozen=True)
 class Run:
@@ -158,7 +164,9 @@ def find_run(
     raise UnknownName("run", name, [r.run_id for r in runs], "" if runs else "No run was made yet. Try: sagelab demo")
 
 # %% ../../nbs/805_lab.run.ipynb #77d80ab9
-def _known_parameters(notebook: Path) -> dict:
+def known_parameters(
+    notebook: Path,
+) -> dict:  # name -> papermill's description of it
     "The parameters that a notebook declares; a file that is no notebook is refused by name."
     import logging, papermill
     logging.getLogger("papermill").setLevel(logging.ERROR)
@@ -167,7 +175,7 @@ def _known_parameters(notebook: Path) -> dict:
 
 def _checked_parameters(notebook: Path, parameters: dict, seed: int) -> dict:
     "Refuse parameters that the notebook does not declare; give it a seed if it wants one."
-    known = _known_parameters(notebook)
+    known = known_parameters(notebook)
     for name in parameters:
         if name not in known:
             raise UnknownName(f"parameter of {notebook.name}", name, known, "" if known else "It has no cell tagged 'parameters'.")
@@ -201,18 +209,6 @@ def _alive(pid: int) -> bool:
     return True
 
 # %% ../../nbs/805_lab.run.ipynb #261a4151
-@contextmanager
-def _environment(**values: str):
-    "Set environment variables for the kernel that is started meanwhile."
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try: yield
-    finally:
-        for name, value in before.items():
-            if value is None: os.environ.pop(name, None)
-            else: os.environ[name] = value
-
-# %% ../../nbs/805_lab.run.ipynb #af90922f
 def _execute(
     notebook: Path,
     folder: Path,  # the notebook's working folder
@@ -222,12 +218,15 @@ def _execute(
 ) -> None:
     "Execute a notebook in a fresh kernel; raises `RunError` with cell and cause."
     import papermill
+    latch, started = open_latch(settings.root), []
     # Strings hash alike in every run, so that the order of a set cannot change a number.
-    latch = open_latch(settings.root)
-    with _environment(PYTHONHASHSEED="0", SAGELAB_LAB=str(settings.root)), _private_kernels(latch) as private:
+    environment = {"PYTHONHASHSEED": "0", "SAGELAB_LAB": str(settings.root)}
+    with _killed_by(latch, started):
         try:
-            papermill.execute_notebook(str(notebook), str(folder/"notebook.ipynb"), parameters=parameters, cwd=str(folder), kernel_name="python3",
-                                       progress_bar=progress_bar, execution_timeout=settings.lab.kernel_timeout_seconds, log_output=False, **private)
+            papermill.execute_notebook(str(notebook), str(folder/"notebook.ipynb"), parameters=parameters, kernel_name="sagelab", engine_name="sagelab",
+                                       progress_bar=progress_bar, log_output=False, settings=settings, on_start=started.append, environment=environment,
+                                       resources={"metadata": {"path": str(folder)}})
+        except UsageError: raise
         except papermill.PapermillExecutionError as error:
             latch.check()
             raise RunError(f"{notebook.name} failed in cell {error.cell_index}: {error.ename}: {error.evalue}") from error
@@ -235,24 +234,6 @@ def _execute(
         except Exception as error:
             latch.check()
             raise RunError(f"{notebook.name} failed: {type(error).__name__}: {error}") from error
-
-@contextmanager
-def _private_kernels(latch: Latch):
-    "Options for a kernel on sockets in a folder of its own, not on ports, whose own log goes there too and not over the terminal; the latch ends it."
-    import tempfile
-    from jupyter_client import AsyncKernelManager
-    from traitlets.config import Config
-    with tempfile.TemporaryDirectory(prefix="sagelab-", ignore_cleanup_errors=True) as folder, open(Path(folder)/"log", "wb") as log:
-        class PrivateKernelManager(AsyncKernelManager):
-            async def _async_pre_start_kernel(self, **options):
-                command, options = await super()._async_pre_start_kernel(**options)
-                return command, options | {"stderr": log}
-            async def _async_post_start_kernel(self, **options):
-                await super()._async_post_start_kernel(**options)
-                started.append(self.provisioner.pid)
-        started: list[int] = []
-        with _killed_by(latch, started): yield {"kernel_manager_class": PrivateKernelManager,
-               "config": Config({"PrivateKernelManager": {"transport": "ipc", "ip": str(Path(folder)/"kernel")}})}
 
 # %% ../../nbs/805_lab.run.ipynb #231fb347
 def _descendants(pid: int) -> list[int]:
@@ -309,6 +290,7 @@ def run_notebook(
     settings: Settings | None = None,  # default: of the current lab
     progress_bar: bool = False,
     title: str = "",  # for the run's id; default: the notebook's name
+    about: dict | None = None,  # `surroundings` that are known already, and what else the manifest says; default: looked up now
 ) -> Run:
     "Execute a notebook into `reports/<run_id>/`; raises `RunError` when it fails, and then nothing is listed."
     settings, path = settings or load_settings(), Path(notebook).absolute()
@@ -317,18 +299,40 @@ def run_notebook(
     check_disk(settings)
     clear_abandoned(settings)
     given = _checked_parameters(path, parameters or {}, settings.lab.seed)
-    started = datetime.now(timezone.utc)
-    run_id = f"{started:%Y%m%d-%H%M%S}-{title or path.stem}-{os.urandom(2).hex()}"
-    return _run_in(reports_folder(settings)/f".partial-{os.getpid()}-{run_id}", run_id, path, given, settings, started, progress_bar)
+    return run_checked(path, given, settings, new_run_id(title or path.stem), about or surroundings(settings.root), progress_bar)
 
-def _run_in(folder: Path, run_id: str, path: Path, given: dict, settings: Settings, started: datetime, progress_bar: bool) -> Run:
+def new_run_id(
+    title: str,
+) -> str:
+    "A name for a run that begins now."
+    return f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S}-{title}-{os.urandom(2).hex()}"
+
+# %% ../../nbs/805_lab.run.ipynb #62b45317
+def hidden_folder(
+    run_id: str,
+    settings: Settings,
+    pid: int,  # of the process that executes it
+) -> Path:
+    "Where a run works until it is finished."
+    return reports_folder(settings)/f".partial-{pid}-{run_id}"
+
+def run_checked(
+    path: Path,  # the notebook
+    given: dict,  # parameters that it declares, the seed among them
+    settings: Settings,
+    run_id: str,
+    about: dict,  # `surroundings`, and what else the manifest says
+    progress_bar: bool = False,
+) -> Run:
     "Execute in a hidden folder, then give it its name."
+    folder = hidden_folder(run_id, settings, os.getpid())
     folder.mkdir(parents=True)
     pending = {"run_id": run_id, "notebook": path.name, "parameters": given, "seed": given.get("seed"), "lab": settings.lab.name,
-               "started": started.isoformat(timespec="seconds"), "code": code_state(settings.root), "packages": package_versions()}
+               "started": datetime.now(timezone.utc).isoformat(timespec="milliseconds"), **about}
     begun = time.perf_counter()
     try:
-        atomic_write(folder/PENDING, canonical_json(pending))
+        # Nobody misses this file after a power cut, and waiting for the disk takes longer than all the rest.
+        (folder/PENDING).write_text(canonical_json(pending))
         _execute(path, folder, given, settings, progress_bar)
         manifest = _manifest(folder, pending, path, time.perf_counter() - begun, settings)
     except (KeyboardInterrupt, Stopped) as error:

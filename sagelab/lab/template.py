@@ -12,7 +12,7 @@ from ..core.errors import UsageError
 from ..core.files import atomic_write
 
 # %% ../../nbs/790_lab.template.ipynb #4877c445
-PARTS = ("settings.ini", "AI_POLICY.md", "strategies", "data/samples", "nbs/experiments", "config/secrets.env.example")
+PARTS = ("settings.ini", "AI_POLICY.md", "strategies", "data/samples", "nbs/experiments", "nbs/dashboards", "config/secrets.env.example")
 FOLDERS = ("data/market", "reports", "prompts")
 IGNORED = "# private or derived; never committed\n.sagelab\nconfig/secrets.env\ndata/market\ndata/news/\nreports/\n__pycache__/\n.ipynb_checkpoints/\n"
 
