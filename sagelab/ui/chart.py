@@ -95,9 +95,12 @@ async function render({ model, el }) {
     for (const note of layout.annotations ?? []) note.font = { ...note.font, color: note.font?.size >= 13 ? ink : soft };
     return layout;
   };
-  let Plotly, drawn = false, gone = false, own = 0;
+  let Plotly, drawn = false, gone = false, own = 0, stale = true;
   const draw = async () => {
+    // What cannot be seen is drawn when it can.
+    stale = true;
     if (!Plotly || gone || !box.clientWidth) return;
+    stale = false;
     const { data, layout } = structuredClone(model.get("figure"));
     own += 1;
     try { await Plotly.react(box, data, paint({ autosize: true, height: model.get("height"), ...layout }), { displaylogo: false, displayModeBar: false, doubleClick: keys ? "reset+autosize" : false, responsive: false }); }
@@ -109,7 +112,6 @@ async function render({ model, el }) {
     const axis = box._fullLayout.xaxis;
     return axis.range.map(end => axis.r2l(end));
   };
-  let limits = null;
   const look = () => { const [from, to] = view(); model.send({ kind: "view", from, to, width: box.clientWidth }); };
   const listen = () => {
     box.on("plotly_click", event => model.send({ kind: "click", points: event.points.map(point => ({ x: point.x, y: point.y, curve: point.curveNumber })) }));
@@ -133,8 +135,9 @@ async function render({ model, el }) {
     if (event.key in moves) move(...moves[event.key]); else if (event.key === "0") all(); else return;
     event.preventDefault(); event.stopPropagation();
   });
-  const size = new ResizeObserver(() => { if (box.clientWidth) drawn ? Plotly.Plots.resize(box) : draw(); });
-  const repaint = () => drawn && draw(), page = new MutationObserver(repaint);
+  const size = new ResizeObserver(() => { if (box.clientWidth) stale ? draw() : drawn && Plotly.Plots.resize(box); });
+  // JupyterLab hides everything for a moment while it changes its theme, too short for the observer of sizes.
+  const repaint = () => requestAnimationFrame(() => drawn && draw()), page = new MutationObserver(repaint);
   page.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light"] });
   dark.addEventListener("change", repaint);
   for (const key of ["figure", "height"]) model.on("change:" + key, draw);
