@@ -187,7 +187,7 @@ def test_the_page_in_a_browser(lab: Path, repository: Path, browser, tmp_path: P
         page.wait_for_function("getComputedStyle(document.querySelector('.slm')).backgroundColor === 'rgb(22, 24, 27)'")
         assert faint_words(page, ".slm") == []
         # A table keeps its place while its words change.
-        page.locator(".slm .scroll").first.focus()
+        page.locator(".slm .scroll:has(caption:text-is('Last entries'))").focus()
         subprocess.run([*SAGELAB, "stop", "--reason", "<b>stale</b>"], cwd=lab, env=environment(), check=True, capture_output=True)
         begun = time.monotonic()
         page.wait_for_selector(".slm [role=alert] .slm-banner:has-text('Stopped')")

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -238,9 +239,13 @@ def test_other_data_is_noticed(lab, settings):
 
 def test_the_latch_stops_a_grid(lab, settings, gated):
     path, gate = gated
-    def stop(done, total):
-        if done == 1: wait_until(lambda: (gate / "began-2").exists(), "the second run"), open_latch(lab).set("enough")
-    with pytest.raises(Stopped, match="(?s)enough.*1 of 3 runs.*--resume"): run_grid(path, {"a": [1, 2, 3]}, {"gate": str(gate)}, settings=settings, workers=1, progress=stop)
+    def stop():
+        wait_until(lambda: (gate / "began-2").exists(), "the second run")
+        open_latch(lab).set("enough")
+    watcher = threading.Thread(target=stop)
+    watcher.start()
+    with pytest.raises(Stopped, match="(?s)enough.*1 of 3 runs.*--resume"): run_grid(path, {"a": [1, 2, 3]}, {"gate": str(gate)}, settings=settings, workers=1)
+    watcher.join()
     assert len(list_runs(settings)) == 1 and not hidden(lab) and not at_work(lab) and "run.stopped" in kinds(lab)
     with pytest.raises(Stopped): run_grid(path, {"a": [1]}, settings=settings)
 

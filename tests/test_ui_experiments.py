@@ -244,9 +244,9 @@ def test_an_owner_approves_in_jupyterlab(browser, here, tmp_path, repository):
     assert json.loads(git(here, "show", f"{decided.branch}:experiments/{name}/experiment_report.json"))["approved"] is True
 
 
-def test_others_see_who_may_and_an_altered_ledger_shows_nothing(browser, here, tmp_path, monkeypatch):
-    monkeypatch.setenv("SAGELAB_POLICY_OWNERS", "ada")
-    monkeypatch.setenv("SAGELAB_POLICY_EDITORS", "bob")
+def test_others_see_who_may_and_an_altered_ledger_shows_nothing(browser, here, tmp_path):
+    words = (here/"settings.ini").read_text()
+    (here/"settings.ini").write_text(words.replace("\nowners =\n", "\nowners = ada\n").replace("\neditors =\n", "\neditors = bob\n"))
     write_notebook(here/"board.ipynb", PAGE)
     with lab_server(here, here, tmp_path/"private") as address, tab(browser, f"{address}/lab/tree/board.ipynb?token={TOKEN}&reset") as page:
         open_in_lab(page)

@@ -119,10 +119,24 @@ def test_read_only_has_nothing_that_acts(here, monkeypatch):
     assert browser.jobs.current is None and not browser._table.detail["job"]
 
 
-def test_a_repetition_can_be_cancelled_and_leaves_nothing(here):
-    run, settings, seen = made(here)[0].run_id, load_settings(here), []
+def at_work(folder) -> list[psutil.Process]:
+    "Processes in a folder; a warm kernel is no child of who asked for it."
+    found = []
+    for process in psutil.process_iter():
+        try: cwd = process.cwd()
+        except psutil.Error: continue
+        if process.pid != os.getpid() and cwd.startswith(f"{folder}{os.sep}"): found.append(process)
+    return found
+
+
+def test_a_repetition_can_be_cancelled_and_leaves_nothing(here, tmp_path):
+    settings, door, seen = load_settings(here), tmp_path/"door", []
+    door.touch()
+    write_notebook(here/"patient.ipynb", f"import time\nfrom pathlib import Path\nwhile not Path({str(door)!r}).exists(): time.sleep(0.02)")
+    run = run_notebook(here/"patient.ipynb", settings=settings).run_id
+    door.unlink()
     def progress(share):
-        for folder in (settings.state/"replay").glob("*"): seen.extend(psutil.Process(int(folder.name.rpartition("-")[2])).children(recursive=True))
+        seen.extend(at_work(settings.state/"replay"))
         if seen: raise Cancelled
     with pytest.raises(Cancelled): replay_in_process(run, settings, progress)
     gone, alive = psutil.wait_procs(seen, timeout=20)
