@@ -49,6 +49,8 @@ def outside() -> Iterator[list[str]]:
 def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     "Settings that the person who runs the tests has in the environment stay out of them."
     for name in [name for name in os.environ if name.startswith("SAGELAB_")]: monkeypatch.delenv(name)
+    # Dask leaves its own seed behind in the process that starts a cluster.
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
 
 
 @pytest.fixture(scope="session")

@@ -307,8 +307,8 @@ def test_a_large_output_is_cut_and_the_run_goes_on(tmp_path):
 # ---- ended from outside
 
 
-# A shell's background jobs ignore Ctrl-C, and so would what they start.
-CHILD = "import papermill, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); papermill.execute_notebook(sys.argv[1], sys.argv[2], engine_name='sagelab', progress_bar=False, on_start=lambda pid: print(pid, flush=True))"
+# A shell's background jobs ignore Ctrl-C, and so would what they start; measuring coverage has a plan of its own for SIGTERM.
+CHILD = "import papermill, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); signal.signal(signal.SIGTERM, signal.SIG_DFL); papermill.execute_notebook(sys.argv[1], sys.argv[2], engine_name='sagelab', progress_bar=False, on_start=lambda pid: print(pid, flush=True))"
 
 
 @pytest.mark.parametrize("kernel", [PYTHON, WARM])

@@ -20,7 +20,7 @@ from ..core.stop import StopState, open_latch
 from .decision import waits_for
 from .follow import Chain, Follower, Tail, held_files, is_held
 from .record import RECORD, _settled, experiments_folder
-from .run import MANIFEST, PENDING, _alive, reports_folder
+from .run import MANIFEST, PENDING, reports_folder
 from ..trading.account import Account
 from ..trading.orders import Fill
 
@@ -395,11 +395,12 @@ def _worth_now(book: _Book) -> float:
 
 def _at_work(folder: Path) -> Iterator[RunView]:
     "Runs whose process lives."
+    from psutil import pid_exists
     for path in sorted(folder.glob(f".partial-*/{PENDING}"), reverse=True):
         pid = path.parent.name.removeprefix(".partial-").split("-", 1)[0]
         try: pending = json.loads(path.read_text())
         except (OSError, ValueError): continue
-        if pid.isdigit() and _alive(int(pid)): yield RunView(pending["run_id"], pending["notebook"], "running", pending["started"])
+        if pid.isdigit() and pid_exists(int(pid)): yield RunView(pending["run_id"], pending["notebook"], "running", pending["started"])
 
 def _run_view(manifest: dict) -> RunView:
     "A manifest in short."

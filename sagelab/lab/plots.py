@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_POINTS', 'MOST_TRADES', 'COLOURS', 'GAIN', 'LOSS', 'NEUTRAL', 'ENTRY', 'FONT', 'MONTHS', 'KINDS', 'SIDES',
            'plain', 'label', 'strategy_labels', 'thin', 'thin_together', 'milliseconds', 'equity_figure',
-           'drawdown_figure', 'monthly_returns', 'monthly_figure', 'moment', 'trades_figure']
+           'drawdown_figure', 'monthly_returns', 'monthly_figure', 'moment', 'hover_text', 'trades_figure']
 
 # %% ../../nbs/795_lab.plots.ipynb #948a2252
 from html import escape
@@ -176,7 +176,7 @@ def moment(
     text = iso_time(nanoseconds)
     return text[:10] if text.endswith("T00:00:00Z") else text[:16].replace("T", "\N{NO-BREAK SPACE}")
 
-def _hover(trade) -> str:
+def hover_text(trade) -> str:
     "What an exit's label says."
     reason, sign = label(trade.reason).replace("_", " "), "−" if trade.pnl < 0 else "+"
     return (f"<b>{label(trade.side)} #{trade.number}: {trade.outcome}</b><br>{sign}{abs(trade.pnl):,.2f} ({sign}{abs(trade.pnl_pct):.2f} %)<br>"
@@ -203,6 +203,6 @@ def trades_figure(
     entries = {(t.entry_ns, t.entry_price, t.side): f"{label(t.side)} entry at {t.entry_price:,.6g}" for t in trades}
     traces = [_line(result.bars.index, close, "close", NEUTRAL, thin(close), hoverinfo="skip", line={"color": NEUTRAL, "width": 1.1})]
     traces += [_markers(name, [(*key[:2], label) for key, label in entries.items() if key[2] == side], symbol, ENTRY, 8) for name, side, symbol in SIDES]
-    traces += [_markers(name, [(t.exit_ns, t.exit_price, _hover(t)) for t in trades if t.outcome == outcome], symbol, colour) for name, outcome, symbol, colour in KINDS]
+    traces += [_markers(name, [(t.exit_ns, t.exit_price, hover_text(t)) for t in trades if t.outcome == outcome], symbol, colour) for name, outcome, symbol, colour in KINDS]
     return _figure([t for t in traces if len(t["x"])], "Price", ",~g" if close.max() < 100_000 else "~s", hovermode="closest",
                    showlegend=True, **_time_axis([result]))

@@ -164,13 +164,23 @@ def find_run(
     raise UnknownName("run", name, [r.run_id for r in runs], "" if runs else "No run was made yet. Try: sagelab demo")
 
 # %% ../../nbs/805_lab.run.ipynb #77d80ab9
+@contextmanager
+def _quiet_papermill():
+    "Only errors are logged meanwhile; what else there is to say, a run says itself."
+    import logging
+    logger = logging.getLogger("papermill")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try: yield
+    finally: logger.setLevel(before)
+
 def known_parameters(
     notebook: Path,
 ) -> dict:  # name -> papermill's description of it
     "The parameters that a notebook declares; a file that is no notebook is refused by name."
-    import logging, papermill
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    try: return papermill.inspect_notebook(str(notebook))
+    import papermill
+    try:
+        with _quiet_papermill(): return papermill.inspect_notebook(str(notebook))
     except Exception as error: raise UsageError(f"{notebook} cannot be read as a notebook: {type(error).__name__}: {error}") from error
 
 def _checked_parameters(notebook: Path, parameters: dict, seed: int) -> dict:
@@ -192,21 +202,15 @@ def clear_abandoned(
     settings: Settings,
 ) -> list[str]:  # ids of runs that were killed half way
     "Remove what killed runs left behind; a run whose process still lives is let be."
+    from psutil import pid_exists
     gone = []
     for folder in sorted(reports_folder(settings).glob(".partial-*-*")):
         pid, run_id = folder.name.removeprefix(".partial-").split("-", 1)
-        if pid.isdigit() and _alive(int(pid)): continue
+        if pid.isdigit() and pid_exists(int(pid)): continue
         shutil.rmtree(folder, ignore_errors=True)
         gone.append(run_id)
     if gone: open_ledger(settings.root).append("run.abandoned", {"run_ids": gone})
     return gone
-
-def _alive(pid: int) -> bool:
-    "Does a process still run?"
-    try: os.kill(pid, 0)
-    except ProcessLookupError: return False
-    except PermissionError: return True
-    return True
 
 # %% ../../nbs/805_lab.run.ipynb #261a4151
 def _execute(
@@ -221,7 +225,7 @@ def _execute(
     latch, started = open_latch(settings.root), []
     # Strings hash alike in every run, so that the order of a set cannot change a number.
     environment = {"PYTHONHASHSEED": "0", "SAGELAB_LAB": str(settings.root)}
-    with _killed_by(latch, started):
+    with _killed_by(latch, started), _quiet_papermill():
         try:
             papermill.execute_notebook(str(notebook), str(folder/"notebook.ipynb"), parameters=parameters, kernel_name="sagelab", engine_name="sagelab",
                                        progress_bar=progress_bar, log_output=False, settings=settings, on_start=started.append, environment=environment,

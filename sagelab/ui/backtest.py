@@ -16,7 +16,7 @@ from ..core.errors import SageLabError, UnknownName, UsageError
 from ..core.settings import Settings, load_settings
 from ..data.store import SeriesInfo, load_bars, open_store
 from ..lab.guards import FINDINGS, GUARDS, count_trials, guard
-from ..lab.plots import COLOURS, ENTRY, GAIN, KINDS, LOSS, NEUTRAL, _hover, label
+from ..lab.plots import COLOURS, ENTRY, GAIN, KINDS, LOSS, NEUTRAL, hover_text, label
 from ..lab.report import GUARDED, assumption_words, number, safe
 from ..lab.run import Run, run_notebook
 from ..strategy.base import build_config
@@ -26,7 +26,7 @@ from ..trading.engine import BacktestResult, backtest
 from ..trading.metrics import drawdowns
 from ..trading.sweep import SweepResult, parse_values, sweep
 from .chart import Line, Marks, Panel, Plot, SeriesChart
-from .form import FORM_STYLE, Form, parameter_fields, read_parameters
+from .form import FORM_STYLE, Form, parameter_fields, read_parameters, round_up
 from .jobs import Jobs, sentence
 from .theme import UNCHECKED, Status, card, figures_table, html, notice, styles, table
 
@@ -132,7 +132,7 @@ def _trade_marks(trades: list) -> list[Marks]:
     entered = [marks(f"{side} entry", some, lambda t: t.entry_ns, lambda t: t.entry_price, [f"{label(t.side)} entry at {t.entry_price:,.6g}" for t in some], symbol, ENTRY, 7)
                for (side, some), symbol in zip(entries.items(), ("triangle-up-open", "triangle-down-open"))]
     left = {outcome: sorted((t for t in trades if t.outcome == outcome), key=lambda t: t.exit_ns) for _, outcome, *_ in KINDS}
-    return entered + [marks(name, left[outcome], lambda t: t.exit_ns, lambda t: t.exit_price, [_hover(t) for t in left[outcome]], symbol, colour, 6) for name, outcome, symbol, colour in KINDS]
+    return entered + [marks(name, left[outcome], lambda t: t.exit_ns, lambda t: t.exit_price, [hover_text(t) for t in left[outcome]], symbol, colour, 6) for name, outcome, symbol, colour in KINDS]
 
 # %% ../../nbs/890_ui.backtest.ipynb #8e34d340
 MEASURES = {"sharpe": "Sharpe ratio", "return": "Return", "max_drawdown": "Deepest drawdown", "trades": "Trades"}
@@ -436,9 +436,8 @@ def _values_text(field: dict) -> str:
     "About ten values of a parameter, as a sweep takes them."
     if field["kind"] == "check": return "yes, no"
     if field["kind"] == "choice": return ", ".join(str(choice["value"]) for choice in field["choices"])
-    from sagelab.ui.form import _round_up
     whole, width = isinstance(field["step"], int), field["max"] - field["min"]
-    step = max(1, int(_round_up(width / 12))) if whole else _round_up(width / 12)
+    step = max(1, int(round_up(width / 12))) if whole else round_up(width / 12)
     first = max(field["min"], step) if field["min"] >= 0 else field["min"]
     return f"{first:g}:{field['max'] + (1 if whole else step / 2):g}:{step:g}"
 

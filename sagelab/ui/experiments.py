@@ -22,7 +22,7 @@ from ..lab.record import Experiment, experiments_folder, folder_of, list_experim
 from ..lab.report import BAD
 from ..lab.run import MANIFEST, reports_folder
 from ..lab.worktree import open_repository
-from .jobs import Jobs, sentence
+from .jobs import Jobs, Listener, sentence
 from .runs import PARTS, PARTS_STYLE, is_read_only
 from .theme import html, styles
 
@@ -276,7 +276,7 @@ def read_board(
     return [make_card(e, settings, e.experiment_id in busy) for e in reversed(list_experiments(settings))], current_person(settings), settings
 
 # %% ../../nbs/900_ui.experiments.ipynb #bcc6dde4
-class ExperimentBoard(ipywidgets.VBox):
+class ExperimentBoard(Listener, ipywidgets.VBox):
     "Experiments by state; whoever may decides here."
     def __init__(self,
         settings: Settings | None = None,  # default: of the current lab
@@ -316,20 +316,6 @@ class ExperimentBoard(ipywidgets.VBox):
         return [*self._cards]
 
 # %% ../../nbs/900_ui.experiments.ipynb #4537f97c
-def _heard(self: ExperimentBoard, widget, content, buffers):
-    "A message from the page."
-    given = dict(content) if isinstance(content, dict) else {}
-    call = self._verbs.get(given.pop("do", None))
-    if call: self._do(lambda: call(self, **given))
-
-def _do(self: ExperimentBoard, call):
-    "Call something; what goes wrong is told in place."
-    with self._turn:
-        self._error = ""
-        try: call()
-        except Exception as error: self._error = sentence(error)
-        self._draw()
-
 def refresh(self: ExperimentBoard):
     "Read everything again."
     if not self._cards: self._said = "The ledger is read ..."
@@ -358,7 +344,7 @@ def _look(self: ExperimentBoard):
         if self._news and self._news() and not self._pending: self.refresh()
     finally: self._board.send({"looked": 1})
 
-ExperimentBoard._heard, ExperimentBoard._do, ExperimentBoard.refresh, ExperimentBoard._read, ExperimentBoard._failed, ExperimentBoard._look = _heard, _do, refresh, _read, _failed, _look
+ExperimentBoard.refresh, ExperimentBoard._read, ExperimentBoard._failed, ExperimentBoard._look = refresh, _read, _failed, _look
 
 # %% ../../nbs/900_ui.experiments.ipynb #24d3810b
 def _card(self: ExperimentBoard, id: str) -> dict:

@@ -19,7 +19,7 @@ from ..lab.comparison import Catalogue, Comparison, RunRow, compare_rows, compar
 from ..lab.report import BAD, FIGURES, number
 from ..lab.run import MANIFEST, Replay, Run, altered_artifact
 from .chart import Line, Panel, SeriesChart
-from .jobs import Jobs, sentence
+from .jobs import Jobs, Listener, sentence
 from .theme import html, styles
 
 # %% ../../nbs/895_ui.runs.ipynb #7993b669
@@ -297,7 +297,7 @@ MOST_COMPARED = 8  # more columns than that nobody reads
 EMPTY = [["There is no run yet."], ["A first one, on the bundled sample: ", "sagelab demo", " in a terminal."],
          ["One of your own: ", "sagelab run nbs/experiments/backtest.ipynb -p strategies sma_cross", "."], ["It turns up here by itself."]]
 
-class RunBrowser(ipywidgets.VBox):
+class RunBrowser(Listener, ipywidgets.VBox):
     "All runs of a lab: filter, order, compare, read, run again."
     def __init__(self,
         settings: Settings | None = None,  # default: of the current lab
@@ -338,20 +338,6 @@ class RunBrowser(ipywidgets.VBox):
         return comparison_frame(self._rows)
 
 # %% ../../nbs/895_ui.runs.ipynb #7aded6e4
-def _heard(self: RunBrowser, widget, content, buffers):
-    "A message from the browser."
-    given = dict(content) if isinstance(content, dict) else {}
-    call = self._verbs.get(given.pop("do", None))
-    if call: self._do(lambda: call(self, **given))
-
-def _do(self: RunBrowser, call):
-    "Call something; what goes wrong is told in place."
-    with self._turn:
-        self._error = ""
-        try: call()
-        except Exception as error: self._error = sentence(error)
-        self._draw()
-
 def refresh(self: RunBrowser):
     "Look for runs that came or went."
     if self._catalogue.refresh() or not self._rows: self._find()
@@ -370,7 +356,7 @@ def _find(self: RunBrowser):
     except UsageError: self._rows = [row for row in self._rows if row.key in known]; raise
     self._rows = found if self._sort == ("started", True) else sort_rows(found, *self._sort)
 
-RunBrowser._heard, RunBrowser._do, RunBrowser.refresh, RunBrowser._look, RunBrowser._find = _heard, _do, refresh, _look, _find
+RunBrowser.refresh, RunBrowser._look, RunBrowser._find = refresh, _look, _find
 
 # %% ../../nbs/895_ui.runs.ipynb #57f7dd94
 def filter_by(self: RunBrowser, text: str):
