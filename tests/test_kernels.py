@@ -319,16 +319,49 @@ def test_twenty_starts_at_once_share_one_server() -> None:
 
 def test_many_starts_leave_nothing_behind() -> None:
     from sagelab.kernels.forkserver import start_kernel
-    def handles(pid: object) -> int: return len(os.listdir(f"/proc/{pid}/fd"))
+    def handles(pid: object) -> int:
+        # A connection that was just answered is closed a moment later.
+        return min(time.sleep(0.01) or len(os.listdir(f"/proc/{pid}/fd")) for _ in range(20))
     with start_kernel(connection()): server = settled()["pid"]
-    until(lambda: status()["kernels_alive_here"] == 0)
+    until(lambda: status()["kernels_alive_here"] == 0 and status()["spare"])
     before = handles("self"), handles(server)
     for _ in range(200):
         with start_kernel(connection()) as kernel: pass
         assert not alive(kernel.pid)
-    until(lambda: status()["kernels_alive_here"] == 0)
+    until(lambda: status()["kernels_alive_here"] == 0 and status()["spare"])
     assert (handles("self"), handles(server)) == before
-    assert not [entry for entry in os.listdir("/proc") if entry.isdigit() and _parent(entry) == server]
+    assert len(_children(server)) == 1, "the spare"
+
+
+@pytest.mark.parametrize("end", ["retired", "killed"])
+def test_a_spare_becomes_a_kernel_and_ends_with_its_server(end: str, tmp_path: Path) -> None:
+    from sagelab.kernels.forkserver import retire_server
+    with Session(): server = settled()
+    until(lambda: status()["spare"])
+    spare, = _children(server["pid"])
+    code = "import os, random, numpy; print(os.getpid(), os.getcwd(), os.environ['ONLY_HERE'], random.random(), numpy.random.rand())"
+    environment = dict(os.environ) | {"ONLY_HERE": "1"}
+    with Session(cwd=tmp_path, environment=environment) as first, Session(cwd=tmp_path, environment=environment) as second:
+        said = [session.run(code).split() for session in (first, second)]
+        assert said[0][0] == str(spare) and said[0][1:3] == said[1][1:3] == [str(tmp_path), "1"] and not set(said[0][3:]) & set(said[1][3:])
+        until(lambda: status()["spare"])
+        waiting, = set(_children(server["pid"])) - {int(pid) for pid, *_ in said}
+        if end == "retired": retire_server(server["name"])
+        else: os.kill(server["pid"], signal.SIGKILL)
+        until(lambda: not alive(waiting))
+        assert first.run("6 * 7; print(42)") == second.run("print(42)") == "42", "kernels live on"
+
+
+def test_a_spare_that_was_killed_is_replaced() -> None:
+    with Session(): server = settled()
+    until(lambda: status()["spare"])
+    spare, = _children(server["pid"])
+    os.kill(spare, signal.SIGSTOP)
+    os.kill(spare, signal.SIGKILL)
+    with Session() as session: assert session.run("print(42)") == "42"
+
+
+def _children(pid: int) -> list[int]: return [int(entry) for entry in os.listdir("/proc") if entry.isdigit() and _parent(entry) == pid]
 
 
 def _parent(entry: str) -> int:
