@@ -84,7 +84,7 @@ def many(path: Path, engine: str, runs: int) -> tuple[float, int]:
 
 
 def left_behind() -> list[str]:
-    "Kernels and folders of sockets that are still there; the fork server itself may stay until it is idle."
+    "Kernels and folders of sockets that are still there when the fork servers were sent away."
     import psutil
     from sagelab.kernels.client import runtime_folder
     servers = {process.pid for process in psutil.process_iter() if _says(process, str(FOLDER))}
@@ -115,6 +115,8 @@ def main() -> int:
     many_seconds, lost = many(failing, "sagelab", runs)
     peer_runs = 20 if QUICK else 100
     peer_seconds, peer_lost = many(failing, "", peer_runs)
+    from sagelab.kernels.forkserver import retire_server, server_names
+    for name in server_names(): retire_server(name)
     time.sleep(1)
     left = left_behind()
     return publish("notebooks", [

@@ -399,7 +399,10 @@ def test_nothing_is_left_after_many_runs(tmp_path, kernel):
     before = me.num_fds(), threading.active_count()
     some()
     some()
-    assert (me.num_fds(), threading.active_count()) == before and not any(map(_runs, started)) and len(set(started)) == 12
+    # A kernel that said farewell is on its way out.
+    deadline = time.monotonic() + 5
+    while any(map(_runs, started)) and time.monotonic() < deadline: time.sleep(0.02)
+    assert me.num_fds() <= before[0] and threading.active_count() <= before[1] and not any(map(_runs, started)) and len(set(started)) == 12
     assert not [folder for folder in runtime_folder().iterdir() if folder.name.startswith(f"{os.getpid()}-")]
 
 

@@ -289,7 +289,8 @@ def ended_within(
     kernel,  # PlainKernel or a warm one
     seconds: float,
 ) -> bool:
-    "Wait for a kernel's process to end."
+    "Wait for a kernel to end."
+    if hasattr(kernel, "left"): return kernel.left(seconds)
     if kernel.pidfd is not None: return bool(select.select([kernel.pidfd], [], [], seconds)[0])
     until = time.monotonic() + seconds
     while kernel.poll() is None:

@@ -253,6 +253,14 @@ class ForkedKernel:
         if self._status is None and not self._closed: self._ended(timeout)
         return self.poll()
 
+    def left(self,
+        timeout: float,  # seconds
+    ) -> bool:
+        "Wait until all is done that a kernel does at its end; its process may still be on the way out."
+        poller = select.poll()
+        for handle in (self.pidfd, self._connection): poller.register(handle, select.POLLIN)
+        return bool(poller.poll(max(0, timeout * 1000)))
+
     def signal(self,
         number: int,  # e.g. signal.SIGTERM
     ) -> None:
@@ -285,8 +293,11 @@ class ForkedKernel:
 
     def _told_status(self) -> int:
         self._connection.settimeout(1)
-        try: return receive_message(self._connection)[0].get("exit", UNKNOWN_STATUS)
+        try:
+            # The kernel itself may have said before that it leaves.
+            while "exit" not in (said := receive_message(self._connection)[0]): pass
         except (OSError, EOFError, ValueError): return UNKNOWN_STATUS
+        return said["exit"]
 
     def _signal_group(self, number: int) -> None:
         # No process gets the number of a group that somebody is still in: this reaches the right ones or nobody.

@@ -7,7 +7,7 @@ __all__ = ['IMPORT_SECONDS', 'SPARE_AFTER', 'MACHINERY', 'watch_owners', 'end_fa
            'source_files', 'Imported', 'ServerState', 'import_one', 'outdated', 'Server', 'main']
 
 # %% ../../nbs/854_kernels.server.ipynb #be50c002
-import contextlib, fcntl, gc, importlib, json, os, select, signal, socket, sys, time, traceback
+import contextlib, fcntl, gc, importlib, json, os, select, signal, socket, sys, time, traceback, weakref
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from .forkserver import opened_folder, peer_of, receive_message, send_message
@@ -135,8 +135,13 @@ def import_one(
         traceback.print_exc()
         error = f"{type(problem).__name__}: {problem}"
     state.imports.append(Imported(module, time.perf_counter() - begun, error, len(os.listdir("/proc/self/task"))))
+    _leave_to_the_server()
     fresh = file_stamps(source_files() - set(state.stamps))
     state.stamps |= {path: stamp if stamp and stamp[0] < clock else "changed meanwhile" for path, stamp in fresh.items()}
+
+def _leave_to_the_server() -> None:
+    "What libraries want done at the end of the process that imported them is no business of kernels."
+    for one in list(weakref.finalize._registry): one.atexit = False
 
 def outdated(
     state: ServerState,
@@ -247,8 +252,6 @@ class Server:
         rehearse(self.app)
         try: message, (connection, owner, *handles) = receive_message(theirs)
         except EOFError: os._exit(0)
-        import sagelab.kernels.child as ch; ch.T=[('got',time.perf_counter())]
-        import sagelab.kernels.child as ch; ch.T=[('got',time.perf_counter())]
         theirs.close()
         connection = socket.socket(fileno=connection)
         connection.settimeout(None)
@@ -309,8 +312,6 @@ class Server:
 
     def _hand_over(self, connection: socket.socket, peer: int, owner: int, request: dict, handles: list[int]) -> int:  # 0: there is no spare
         "Let the spare become the kernel."
-        request['_t']=time.perf_counter()
-        request['_t']=time.perf_counter()
         if not self.spare: return 0
         waiting, pid = self.spare
         try: send_message(waiting, {"request": request, "peer": peer}, [connection.fileno(), owner, *handles])
