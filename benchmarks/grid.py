@@ -52,10 +52,10 @@ def in_folder(process, folder: Path) -> bool:
 
 def two_against_one(root: Path) -> dict:
     "The same grid by one worker and by two, in turn."
-    settings, notebook = make_lab(root / "speed", "total = 0\nfor n in range(6_000_000): total += n * a")
+    settings, notebook = make_lab(root / "speed", "total = 0\nfor n in range(25_000_000): total += n * a")
     ratios, seconds = [], []
     for _ in range(ROUNDS):
-        took = [run_grid(notebook, {"a": [*range(12)]}, settings=settings, workers=workers).seconds for workers in (1, 2)]
+        took = [run_grid(notebook, {"a": [*range(16)]}, settings=settings, workers=workers).seconds for workers in (1, 2)]
         ratios.append(took[0] / took[1])
         seconds.append(took)
     return {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios), "seconds": seconds}

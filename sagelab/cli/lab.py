@@ -62,7 +62,8 @@ def _run_record(run) -> dict:
 def _run(notebook: Path, parameters: dict, settings, quiet: bool, title: str = ""):
     "Run a notebook with papermill's bar over its cells."
     import sys
-    from sagelab.lab.run import run_notebook
+    from sagelab.lab.run import run_notebook, skip_grammar
+    skip_grammar()
     return run_notebook(notebook, parameters, settings=settings, progress_bar=not quiet and sys.stderr.isatty(), title=title)
 
 # %% ../../nbs/950_cli.lab.ipynb #934d169e
@@ -123,6 +124,8 @@ def run_verb(
 def _run_grid(notebook: Path, axes: dict, parameters: dict, settings, as_json: bool, **options):
     "Make a grid and tell what came of it; exit code 1 when a run failed."
     from sagelab.lab.grid import run_grid
+    from sagelab.lab.run import skip_grammar
+    skip_grammar()
     try:
         with progress_bar("runs", as_json) as progress: result = run_grid(notebook, axes, parameters, settings=settings, progress=progress, **options)
     except KeyboardInterrupt as stop:
@@ -154,7 +157,8 @@ def replay_verb(
 ):
     "Execute a run again from its manifest; says identical (exit 0) or the first difference (exit 1)."
     import sys
-    from sagelab.lab.run import replay
+    from sagelab.lab.run import replay, skip_grammar
+    skip_grammar()
     found = replay(run, progress_bar=not as_json and sys.stderr.isatty())
     if as_json: print_json({"run_id": found.run_id, "identical": found.identical, "difference": found.difference})
     else: print("identical" if found.identical else f"different: {found.difference}")

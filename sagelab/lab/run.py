@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['PENDING', 'OUTPUT', 'MANIFEST', 'current_run', 'seed_everything', 'data_used', 'equity_frame', 'frame_sha256',
            'result_record', 'record', 'code_state', 'package_versions', 'surroundings', 'Run', 'reports_folder',
-           'list_runs', 'find_run', 'known_parameters', 'check_disk', 'clear_abandoned', 'run_notebook', 'new_run_id',
-           'hidden_folder', 'run_checked', 'Replay', 'first_difference', 'altered_artifact', 'replay', 'cell_outputs']
+           'list_runs', 'find_run', 'skip_grammar', 'known_parameters', 'check_disk', 'clear_abandoned', 'run_notebook',
+           'new_run_id', 'hidden_folder', 'run_checked', 'Replay', 'first_difference', 'altered_artifact', 'replay',
+           'cell_outputs']
 
 # %% ../../nbs/805_lab.run.ipynb #69994625
 import json, os, platform, shutil, subprocess, sys, time
@@ -173,6 +174,10 @@ def _quiet_papermill():
     logger.setLevel(logging.ERROR)
     try: yield
     finally: logger.setLevel(before)
+
+def skip_grammar() -> None:
+    "Let papermill come without a grammar of international addresses; building it takes a second, and no notebook is checked by it. For processes of our own."
+    sys.modules.setdefault("rfc3987_syntax", None)
 
 def known_parameters(
     notebook: Path,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from ..core.errors import RunError, Stopped
 from ..core.settings import Settings
-from .run import check_disk, run_checked
+from .run import check_disk, run_checked, skip_grammar
 
 # %% ../../nbs/806_lab.workers.ipynb #45a1d92c
 FINISHED, FAILED, STOPPED, LOST = "finished", "failed", "stopped", "lost"
@@ -105,6 +105,7 @@ def serve(
     connection, words = Connection(handle), queue.SimpleQueue()
     threading.Thread(target=_listen, args=(connection, words, scratch), daemon=True).start()
     settings, about = words.get()
+    skip_grammar()
     import papermill
     while True: connection.send(vars(perform(Task(**words.get()), settings, about)))
 
