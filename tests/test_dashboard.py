@@ -160,6 +160,17 @@ def test_a_port_in_use(lab: Path) -> None:
     assert answer.returncode == 2 and f"Port {port} is in use. Try: sagelab dashboard --port " in answer.stderr and answer.stdout == "" and answer.stderr.count("error") == 1
 
 
+def test_the_first_look_is_of_now(lab: Path) -> None:
+    "The page was rendered before anybody asked; what it shows until it has come alive was not."
+    with dashboard(lab) as served:
+        subprocess.run([*SAGELAB, "stop", "--reason", "<b>just now</b>"], cwd=lab, env=environment(), check=True, capture_output=True)
+        status, text, _ = served.ask("GET", "/")
+        assert status == 200 and "coming alive" in text and "&lt;b&gt;just now&lt;/b&gt;" in text and "<b>just now</b>" not in text
+        ledger = lab/".sagelab"/"ledger.jsonl"
+        ledger.write_text(ledger.read_text().replace("just now", "long ago"))
+        assert "Ledger damaged" in served.ask("GET", "/")[1]
+
+
 # ---- the page ------------------------------------------------------------------------------------------------------
 
 def figure(page, name: str) -> str: return page.locator(f".slm-tiles div:has(dt:text-is('{name}')) b").inner_text()
@@ -170,6 +181,7 @@ def test_the_page_in_a_browser(lab: Path, repository: Path, browser, tmp_path: P
     shutil.copytree(repository/"reports"/"example", lab/"reports"/"example")
     with paper(lab, "buy_and_hold", "--symbol", "SP500", "--speed", "864000"), dashboard(lab) as served, tab(browser, served.url, 1400, 1500) as page:
         page.wait_for_selector(".slm .sl-plot[data-drawn] .js-plotly-plot .scatterlayer path", state="attached")
+        assert page.locator("#loading").count() == 0, "the first look goes when the page has come alive"
         assert page.url == f"http://{served.host}/" and "token" not in page.evaluate("document.referrer + JSON.stringify(performance.getEntriesByType('navigation')[0].name)")
         page.wait_for_function("document.querySelector('.slm-tiles').innerText.match(/Open positions\\s+1/)")
         screenshot(page, "dashboard-light", tmp_path)
