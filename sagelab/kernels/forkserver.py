@@ -9,7 +9,7 @@ __all__ = ['AT_IMPORT', 'UNKNOWN_STATUS', 'KernelUnavailable', 'check_platform',
            'server_names']
 
 # %% ../../nbs/850_kernels.forkserver.ipynb #bed4283f
-import array, configparser, contextlib, fcntl, hashlib, json, os, select, signal, socket, stat, struct, subprocess, sys, tempfile, time
+import array, configparser, contextlib, fcntl, hashlib, json, os, select, signal, socket, stat, struct, subprocess, sys, time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +31,9 @@ def runtime_folder() -> Path:
     "Where the sockets, locks and logs of this person's fork servers live."
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     if runtime and os.path.isdir(runtime) and os.access(runtime, os.W_OK): return Path(runtime)/"sagelab"
-    return Path(tempfile.gettempdir())/f"sagelab-{os.getuid()}"
+    # A program may have its temporary files elsewhere, as workers of a grid do; all of them share one server.
+    shared = os.environ.get("TMPDIR", "")
+    return Path(shared if os.path.isdir(shared) else "/tmp")/f"sagelab-{os.getuid()}"
 
 @contextlib.contextmanager
 def opened_folder(
