@@ -286,6 +286,16 @@ def test_a_grid_that_is_at_work_is_not_resumed(lab, settings, gated):
     assert process.returncode == 0 and len(list_runs(settings)) == 2
 
 
+def test_workers_share_one_fork_server(lab, settings, ratio, monkeypatch, tmp_path):
+    from sagelab.kernels.forkserver import retire_server, server_names
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("SAGELAB_KERNELS_PRELOAD", "")
+    try: assert run_grid(ratio, {"a": [1, 2], "b": [1, 2]}, settings=settings, workers=2).state == "finished" and len(server_names()) == 1
+    finally:
+        for name in server_names(): retire_server(name)
+
+
 def test_a_worker_that_cannot_start_ends_the_grid(lab, settings, ratio, monkeypatch):
     from sagelab.lab import workers
     monkeypatch.setattr(workers.sys, "executable", "/bin/false")

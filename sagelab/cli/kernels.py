@@ -63,7 +63,9 @@ def _tell_server(server: dict):
     here = "this lab's" if server["mine"] else "another"
     print(f"Fork server {server['pid']} ({here}), {show_duration(server['age_seconds'])} old, {server['memory_mb']:,.0f} MiB, {server['kernels_forked']} kernels forked, "
           f"ends after {show_duration(server['idle_seconds'])} without a request")
-    rows = [[one["module"], f"{one['seconds']:.2f}", one["error"] or "imported"] for one in server["imports"]]
+    # Of a server that is not this lab's only what went wrong is worth a line.
+    rows = [[one["module"], f"{one['seconds']:.2f}", one["error"] or "imported"] for one in server["imports"] if server["mine"] or one["error"]]
+    if not server["mine"] and not rows: return
     later = [server["importing"], *server["still_to_import"]] if server["importing"] else []
     print_table(["module", ">seconds", "state"], rows + [[name, "", "to come" if number else "being imported"] for number, name in enumerate(later)])
 

@@ -89,8 +89,10 @@ def timed_start(
     from jupyter_client import BlockingKernelClient
     asked = {"transport": "tcp", "ip": "127.0.0.1", "key": os.urandom(16).hex(), "signature_scheme": "hmac-sha256"} | {f"{name}_port": 0 for name in _CHANNELS}
     begun = time.perf_counter()
-    try: kernel = start_kernel(asked, cwd=folder, interpreter=(python,))
-    except KernelUnavailable as error: return {"reason": str(error)}
+    # Its own words are not what the person wants to know.
+    with open(os.devnull, "wb") as nowhere:
+        try: kernel = start_kernel(asked, cwd=folder, interpreter=(python,), stdout=nowhere.fileno(), stderr=nowhere.fileno())
+        except KernelUnavailable as error: return {"reason": str(error)}
     with kernel:
         started = time.perf_counter()
         client = BlockingKernelClient()
