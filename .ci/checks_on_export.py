@@ -4,6 +4,7 @@
 is imported and only the other cells run, in the module's own namespace: a file that was edited by hand, or that misses
 an import, fails, and coverage sees which shipped lines the book's checks reach.
 """
+import faulthandler
 import importlib
 import json
 import os
@@ -12,19 +13,23 @@ import sys
 from pathlib import Path
 
 from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
 
 DEFAULT = re.compile(r"^#\|\s*default_exp\s+(\S+)", re.MULTILINE)
 # What nbdev writes into a module, and what nbdev-test leaves out.
 SKIPPED = re.compile(r"^#\|\s*(exporti?|exports|notest|eval:\s*false)\b", re.MULTILINE)
+
+PATIENCE = 300  # seconds; what hangs, even as it ends, says where instead of holding up the whole run
 
 
 def main(path: Path) -> None:
     cells = ["".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     names = [found[1] for cell in cells if (found := DEFAULT.search(cell))]
     if not names: return
+    faulthandler.dump_traceback_later(PATIENCE, exit=True)
     os.chdir(path.parent)
     module = importlib.import_module(f"sagelab.{names[0]}")
-    shell = InteractiveShell(user_module=module, user_ns=vars(module))
+    shell = InteractiveShell(config=Config(HistoryManager={"enabled": False}), user_module=module, user_ns=vars(module))
     for cell in cells:
         if SKIPPED.search(cell): continue
         if not shell.run_cell(cell, store_history=False).success: sys.exit(f"{path.name}: this check fails on {module.__file__}:\n{cell}")

@@ -1,5 +1,5 @@
 """The engine against random strategies, against vectorbt, and against a strategy that searches memory for the future."""
-import gc, random, types
+import gc, random, subprocess, sys, types
 import numpy as np
 import pandas as pd
 import pytest
@@ -108,3 +108,37 @@ def test_metrics_as_vectorbt_has_them():
     for name, value in (("sharpe", theirs.sharpe_ratio()), ("sortino", theirs.sortino_ratio()), ("max_drawdown", theirs.max_drawdown()), ("return", theirs.total())):
         assert result.metrics[name] == pytest.approx(value, abs=1e-9), name
     assert result.metrics["volatility"] == pytest.approx(theirs.annualized_volatility(), abs=1e-9)
+
+
+TRACED = """
+import sys, threading, time
+from sagelab.trading import engine
+
+def trace(*_): return trace
+
+def work(asked):
+    with engine.watchdog(lambda: 0, 0.1, "The strategy"):
+        asked.set()
+        time.sleep(1)
+
+ended = []
+def outer(asked):
+    try: work(asked)
+    except BaseException as error: ended.append(type(error).__name__)
+
+threading.settrace(trace); sys.settrace(trace)
+asked = threading.Event()
+thread = threading.Thread(target=outer, args=(asked,), daemon=True)
+thread.start(); asked.wait()
+# Whoever waits gives up just when the body ends, as a trial does with a strategy that cannot be stopped.
+import ctypes
+thread.join(0.25)
+ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(KeyboardInterrupt))
+thread.join(20)
+print(ended)
+"""
+
+
+def test_a_watched_thread_ends_under_a_debugger():
+    done = subprocess.run([sys.executable, "-c", TRACED], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and ("KeyboardInterrupt" in done.stdout or "StrategyError" in done.stdout), done.stderr

@@ -137,8 +137,13 @@ def _alarm(look):
 class _Hung(BaseException):
     "Put into a thread that hangs; a BaseException, so that a strategy's own `except Exception` does not swallow it."
 
-def _let_pass():
-    "What was put into this thread when the body had just ended is for nobody. Taking it back by the C call would hang under a debugger."
+def _outlive(watcher: threading.Thread):
+    "Wait for the end of the watcher; what it put into this thread when the body had just ended is for nobody."
+    # Never in one long C call: under a debugger or coverage, Python 3.11 holds every other thread until this one has
+    # taken what was put into it, so the watcher would wait for us as we wait for it.
+    while watcher.is_alive():
+        try: watcher.join(PULSE)
+        except _Hung: pass
     try:
         for _ in range(1000): pass
     except _Hung: pass
@@ -163,8 +168,7 @@ def _watcher_thread(look):
     except _Hung: raise found[0] from None
     finally:
         done.set()
-        watcher.join()
-        if found: _let_pass()
+        _outlive(watcher)
 
 # %% ../../nbs/420_trading.engine.ipynb #37ff7ef1
 CHUNK = 4096  # bars that are in Python's own numbers at a time; a few thousand keep both memory and overhead low
