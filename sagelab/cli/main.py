@@ -14,19 +14,20 @@ from ..core.stop import quick_stop
 def build_app():  # typer.Typer
     "All verbs."
     import typer
-    from sagelab.cli import dashboard, experiment, kernels, lab, market, policy, trading
+    from sagelab.cli import dashboard, experiment, kernels, lab, market, models, policy, trading
     app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
                       help="A research lab whose numbers can be trusted: they re-run bit for bit, and every run says what it depends on.",
                       epilog="Start with `sagelab demo`. An error is one sentence; --debug shows the traceback.")
     work, doubt, look = "Work", "Doubt and decide", "Look and check"
     for verb, name, panel in ((lab.demo_verb, "demo", work), (lab.init_verb, "init", work), (market.backtest_verb, "backtest", work),
                               (market.sweep_verb, "sweep", work), (lab.run_verb, "run", work), (lab.replay_verb, "replay", work), (lab.lab_verb, "lab", work),
-                              (trading.replay_market_verb, "replay-market", work), (trading.paper_verb, "paper", work),
+                              (trading.replay_market_verb, "replay-market", work), (trading.paper_verb, "paper", work), (models.ask_verb, "ask", work),
                               (trading.guard_verb, "guard", doubt), (policy.stop_verb, "stop", doubt), (policy.resume_verb, "resume", doubt),
                               (dashboard.dashboard_verb, "dashboard", look), (dashboard.overview_verb, "overview", look),
                               (lab.runs_verb, "runs", look), (lab.check_verb, "check", look)):
         app.command(name, rich_help_panel=panel)(verb)
     app.add_typer(market.data_verbs, name="data", rich_help_panel=work)
+    app.add_typer(models.model_verbs, name="model", rich_help_panel=look)
     app.add_typer(market.strategy_verbs, name="strategy", rich_help_panel=look)
     app.add_typer(experiment.experiment_verbs, name="experiment", rich_help_panel=doubt)
     app.add_typer(policy.policy_verbs, name="policy", rich_help_panel=doubt)

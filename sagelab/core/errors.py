@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SageLabError', 'UsageError', 'SettingsError', 'GridError', 'Finding', 'DataError', 'SourceError', 'LedgerError',
            'StrategyError', 'RunError', 'Stopped', 'PolicyError', 'OrderError', 'BrokerError', 'BrokerUnreachable',
-           'ExperimentError', 'nearest', 'UnknownName', 'MissingExtra']
+           'ExperimentError', 'ModelError', 'ModelUnavailable', 'ContextError', 'AnswerError', 'nearest', 'UnknownName',
+           'MissingExtra']
 
 # %% ../../nbs/000_core.errors.ipynb #57a9f9bb
 from difflib import get_close_matches
@@ -34,7 +35,11 @@ class SageLabError(Exception):
             ├── OrderError        an order that makes no sense, or that the risk limits refuse
             ├── BrokerError       a broker that refused or contradicted itself
             │   └── BrokerUnreachable   it did not answer: nobody knows whether it heard
-            └── ExperimentError   an experiment that cannot be made, run or decided on
+            ├── ExperimentError   an experiment that cannot be made, run or decided on
+            └── ModelError        a language model that cannot be loaded, or did not answer
+                ├── ModelUnavailable   nothing answers there, or not in time
+                ├── ContextError       the prompt is longer than the model can read
+                └── AnswerError        it answered, but never what was asked for
     """
     exit_code = 1
 
@@ -57,6 +62,10 @@ class OrderError(Finding): "An order that makes no sense, or that the risk limit
 class BrokerError(Finding): "A broker that refused or contradicted itself."
 class BrokerUnreachable(BrokerError): "A broker that did not answer: nobody knows whether it heard."
 class ExperimentError(Finding): "An experiment that cannot be made, run or decided on."
+class ModelError(Finding): "A language model that cannot be loaded, or did not answer."
+class ModelUnavailable(ModelError): "Nothing answers there, or not in time."
+class ContextError(ModelError): "The prompt is longer than the model can read."
+class AnswerError(ModelError): "A model answered, but never what was asked for."
 
 # %% ../../nbs/000_core.errors.ipynb #504a1c7a
 def nearest(

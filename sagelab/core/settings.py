@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['RESERVED_ENVIRONMENT', 'Section', 'LabSettings', 'DataSettings', 'TradingSettings', 'StrategySettings',
-           'SweepSettings', 'KernelSettings', 'GridSettings', 'DashboardSettings', 'PolicySettings', 'RiskSettings',
-           'PaperSettings', 'LiveSettings', 'ExperimentSettings', 'PromotionSettings', 'Settings', 'sections',
-           'find_lab', 'load_settings']
+           'SweepSettings', 'KernelSettings', 'GridSettings', 'DashboardSettings', 'ModelSettings', 'PolicySettings',
+           'RiskSettings', 'PaperSettings', 'LiveSettings', 'ExperimentSettings', 'PromotionSettings', 'Settings',
+           'sections', 'find_lab', 'load_settings']
 
 # %% ../../nbs/020_core.settings.ipynb #b16e8aa6
 import configparser, os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from .errors import SettingsError, nearest
 
 # %% ../../nbs/020_core.settings.ipynb #6efcb9f4
@@ -77,6 +77,30 @@ class DashboardSettings(Section):
     "[dashboard]: what the read-only dashboard shows; see sagelab.ui.monitor."
     refresh_seconds: float = Field(1.0, ge=0.2, le=60)
     runs: int = Field(8, ge=1, le=100)
+
+class ModelSettings(Section):
+    "[models]: the local models of a lab; see sagelab.inference."
+    folder: str = ".sagelab/models"
+    default: str = "smollm2"
+    profile: str = "deterministic"
+    profiles: tuple[str, ...] = ("deterministic 0 1 42", "balanced 0.7 0.9 42", "creative 1 0.95 42")
+
+    @field_validator("profiles")
+    @classmethod
+    def _four_words(cls, profiles):
+        for profile in profiles: _sampling(profile)
+        return profiles
+
+    def sampling(self) -> dict[str, dict]:  # name -> temperature, top_p, seed
+        "The sampling profiles by name."
+        return dict(map(_sampling, self.profiles))
+
+def _sampling(profile: str) -> tuple[str, dict]:
+    "A profile's name and values."
+    try:
+        name, temperature, top_p, seed = profile.split()
+        return name, {"temperature": float(temperature), "top_p": float(top_p), "seed": int(seed)}
+    except ValueError: raise ValueError(f"{profile!r} is not NAME TEMPERATURE TOP_P SEED, e.g. balanced 0.7 0.9 42") from None
 
 # %% ../../nbs/020_core.settings.ipynb #7032fbbc
 class PolicySettings(Section):
@@ -142,6 +166,7 @@ class Settings(BaseModel):
     kernels: KernelSettings = KernelSettings()
     grid: GridSettings = GridSettings()
     dashboard: DashboardSettings = DashboardSettings()
+    models: ModelSettings = ModelSettings()
     policy: PolicySettings = PolicySettings()
     risk: RiskSettings = RiskSettings()
     paper: PaperSettings = PaperSettings()

@@ -16,10 +16,11 @@ import pandas as pd
 from pydantic import Field, field_validator, model_validator
 from ..core.errors import Finding, SourceError, UsageError
 from ..core.files import canonical_json, sha256
+from ..core.plugins import PluginConfig
 from ..core.secrets import Secrets, load_secrets
 from ..core.settings import load_settings
 from .bars import COLUMNS, is_intraday, known_at, parse_interval, parse_time, slice_bars, validate_bars
-from .sources import Source, SourceConfig, get_source
+from .sources import Source, get_source
 
 # %% ../../nbs/140_data.rest.ipynb #7526b222
 def is_loopback(host: str) -> bool:
@@ -28,7 +29,7 @@ def is_loopback(host: str) -> bool:
     except ValueError: return False
 
 # %% ../../nbs/140_data.rest.ipynb #3ad88966
-class RestConfig(SourceConfig):
+class RestConfig(PluginConfig):
     "How one service is asked and how it answers."
     url: str  # may hold {symbol} and {interval}
     params: dict[str, str] = {"symbol": "symbol", "interval": "interval", "start": "start", "end": "end", "limit": "limit", "page": "page", "cursor": "cursor"}  # our name -> theirs; left out: not sent

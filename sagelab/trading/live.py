@@ -10,10 +10,10 @@ import time
 from typing import Literal
 from ..core.errors import BrokerError, PolicyError, SettingsError
 from ..core.ledger import open_ledger
+from ..core.plugins import checked_config
 from ..core.policy import Terminal, effective_settings
 from ..core.settings import Settings
 from ..core.stop import Latch, open_latch
-from ..data.sources import checked_config
 from .alpaca import AlpacaAccount, AlpacaBroker, AlpacaConfig
 from .connectors import ConnectorConfig
 from .exchange import CcxtAccount, CcxtBroker, CcxtConfig
