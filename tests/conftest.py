@@ -68,6 +68,13 @@ def lab(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def weights() -> Path:
+    "The weights of a small instruct model, as `make test` fetches them."
+    found = REPOSITORY/".sagelab"/"models"/"smollm2.gguf"
+    return require(found if found.exists() else None, "no model found: sagelab model add smollm2")
+
+
 @pytest.fixture
 def browser() -> Iterator["Browser"]:
     "A headless Chromium. One per test: Playwright's loop would stand in the way of every later `asyncio.run`."
