@@ -27,7 +27,7 @@ from sagelab.inference.catalogue import Catalogue, get_model
 from sagelab.inference.choice import Question, fit_calibration, report_choice
 from sagelab.inference.llamacpp import LlamaCppConfig, LlamaCppModel
 
-QUESTION = "Is this headline good or bad news for the company? Answer with one word: good or bad.\n{item}"
+QUESTION = (Message("user", "Is this text positive or negative? Answer with one word: positive or negative.\n\n{item}"), Message("assistant", "Sentiment:"))
 
 
 @pytest.fixture(scope="module")
@@ -120,19 +120,19 @@ def test_the_stop_latch_halts_an_answer(model: LlamaCppModel, lab: Path):
     finally: model.latch = None
 
 
-HEADLINES = [("Profit rises to a record", "good"), ("Company goes bankrupt", "bad"), ("Sales beat all forecasts", "good"), ("Chief executive arrested for fraud", "bad"),
-             ("Shares soar after great results", "good"), ("Factory burns down", "bad"), ("Dividend is raised", "good"), ("Product recalled after deaths", "bad"),
-             ("New drug is approved", "good"), ("Huge losses and layoffs", "bad"), ("Wins large contract", "good"), ("Shares crash after warning", "bad"),
-             ("Record orders in Asia", "good"), ("Sued for billions", "bad"), ("Upgraded by all banks", "good"), ("Fined for price fixing", "bad")]
+HEADLINES = [("Profit rises to a record", "positive"), ("Company goes bankrupt", "negative"), ("Sales beat all forecasts", "positive"), ("Chief executive arrested for fraud", "negative"),
+             ("Shares soar after great results", "positive"), ("Factory burns down", "negative"), ("Dividend is raised", "positive"), ("Product recalled after deaths", "negative"),
+             ("New drug is approved", "positive"), ("Huge losses and layoffs", "negative"), ("Wins large contract", "positive"), ("Shares crash after warning", "negative"),
+             ("Record orders in Asia", "positive"), ("Sued for billions", "negative"), ("Upgraded by all banks", "positive"), ("Fined for price fixing", "negative")]
 
 
 def test_a_choice_is_better_without_its_bias(model: LlamaCppModel):
-    question = Question(QUESTION, ("good", "bad"))
+    question = Question(QUESTION, ("positive", "negative"))
     calibration = fit_calibration(model, question, HEADLINES[:8])
     raw, fair = (report_choice(model, question, HEADLINES[8:], used) for used in (None, calibration))
     assert fair.log_loss < raw.log_loss and fair.accuracy >= raw.accuracy and fair.accuracy >= 0.75
     p = model.choose(question.of(HEADLINES[0][0]), question.options, calibration)
-    assert sum(p.values()) == pytest.approx(1) and list(p) == ["good", "bad"]
+    assert sum(p.values()) == pytest.approx(1) and list(p) == ["positive", "negative"]
 
 
 def test_a_choice_of_labels_costs_one_call(model: LlamaCppModel):

@@ -35,8 +35,11 @@ def environment(tmp_path: Path) -> dict:
 
 
 @pytest.fixture
-def place(lab: Path, repository: Path, tmp_path: Path) -> Path:
-    "A lab under git, with a file of one's own and a run to begin from."
+def place(lab: Path, weights: Path, tmp_path: Path) -> Path:
+    "A lab under git, with a file of one's own, and a model that need not be fetched."
+    from sagelab.core.settings import load_settings
+    from sagelab.inference.catalogue import Catalogue
+    Catalogue(load_settings(lab)).add("smollm2", str(weights))
     closes = [100 + n % 7 for n in range(400)]
     (lab/"my.csv").write_text("time,open,high,low,close,volume\n" + "".join(f"2024-01-{2 + n // 24:02}T{n % 24:02}:00:00,{c},{c + 1},{c - 1},{c},10\n" for n, c in enumerate(closes[:600])))
     for words in (("init", "-q", "-b", "work"), ("add", "-A"), ("commit", "-qm", "begin")):

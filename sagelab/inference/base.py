@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Role', 'FinishReason', 'RETRIES', 'Message', 'as_messages', 'Sampling', 'as_sampling', 'Usage', 'Reply', 'About',
-           'Model', 'Clock', 'Stream', 'Request', 'Backend', 'ScriptedModel', 'EchoModel']
+           'Model', 'Clock', 'Stream', 'checked_options', 'softmax', 'Request', 'Backend', 'ScriptedModel', 'EchoModel']
 
 # %% ../../nbs/510_inference.base.ipynb #e14aa348
 import asyncio, itertools, queue, threading
@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from time import monotonic, perf_counter
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..core.errors import AnswerError, ModelError, ModelUnavailable, UsageError, nearest
 from .schema import Schema, as_schema, parse
@@ -217,6 +218,27 @@ class Stream:
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
 
+# %% ../../nbs/510_inference.base.ipynb #9007f29d
+def checked_options(
+    options: Sequence[str],  # what may be answered
+) -> tuple[str, ...]:
+    "At least two, each said once; raises `UsageError`."
+    if isinstance(options, str): raise UsageError(f"The options are a list of texts, not one text: {options!r}. Try: [{options!r}, ...]")
+    options = tuple(options)
+    if len(options) < 2: raise UsageError(f"A choice needs two options at least, and {len(options)} came.")
+    if not all(isinstance(option, str) and option.strip() for option in options): raise UsageError(f"Every option is a text that says something: {options!r}.")
+    if len({option.strip().lower() for option in options}) < len(options): raise UsageError(f"Two options are the same: {options!r}.")
+    return options
+
+# %% ../../nbs/510_inference.base.ipynb #5e80d52e
+def softmax(
+    scores,  # logarithms, options last
+) -> np.ndarray:
+    "Probabilities that sum to 1."
+    scores = np.asarray(scores, dtype=float)
+    powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
 # %% ../../nbs/510_inference.base.ipynb #f3e2d174
 @dataclass(frozen=True)
 class Request:
@@ -279,9 +301,12 @@ class Backend(ABC):
         return Stream(lambda hear, cancel: self._answer(request, Clock(timeout, cancel, self.latch), 0, hear))
 
     def choose(self, messages, options: Sequence[str], calibration=None) -> dict[str, float]:
-        "How likely each option is; with a `Calibration`, how likely it is to be right."
-        from sagelab.inference.choice import probabilities
-        return probabilities(self, as_messages(messages), options, calibration)
+        "How likely each option is; with a `Calibration` (see sagelab.inference.choice), how likely it is to be right."
+        options = checked_options(options)
+        if calibration is not None: calibration.check(self.about.id, options)
+        scores = np.asarray(self.scores(as_messages(messages), options), dtype=float)
+        if not np.isfinite(scores).all(): raise ModelError(f"{self.about.id} gave likelihoods that are no numbers.")
+        return dict(zip(options, map(float, calibration.applied(scores) if calibration else softmax(scores))))
 
     async def acomplete(self, messages, schema=None, sampling=None, *, timeout: float | None = None) -> Reply:
         "`complete` for asynchronous code; cancelling the task stops the model."
