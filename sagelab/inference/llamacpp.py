@@ -99,7 +99,12 @@ class LlamaCppModel(Backend):
         p.verbosity, p.warmup, p.endpoint_slots, p.kv_unified, p.cache_ram_mib = -1, False, False, False, CACHE
         # Anybody on this machine can reach the port it opens; nobody has the key.
         p.api_keys = [secrets.token_hex(32)]
-        try: return library.Server(p)
+        p.endpoint_metrics = True
+        try:
+            server = library.Server(p)
+            # One that is closed before its loop runs would wait for ever; what it says of itself comes from that loop.
+            server.handle_metrics()
+            return server
         except (RuntimeError, ValueError) as error: raise ModelError(f"llama.cpp cannot load {self.config.path}: {error} Try: sagelab model doctor") from None
 
     def _body(self, messages: Sequence[Message], **more) -> dict:

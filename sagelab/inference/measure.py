@@ -15,7 +15,8 @@ from ..core.ledger import open_ledger
 from ..core.settings import Settings
 from .base import Backend, Message, Reply, Sampling
 from .catalogue import KNOWN, Catalogue, get_model
-from .hardware import Device, best_threads, cores, devices, free_memory, probe_threads
+from .endpoint import PRESETS, probe_server
+from .hardware import Device, cores, devices, free_memory, probe_threads
 
 # %% ../../nbs/580_inference.measure.ipynb #a8df88fe
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Diagnosis:
     threads: dict[int, float]  # number -> speed against one
     free_memory: int  # bytes
     devices: tuple[Device, ...]
+    servers: tuple[str, ...]  # known servers that answer on this machine
     models: tuple[str, ...]  # of the lab, and well
     advice: tuple[str, ...]
 
@@ -85,7 +87,8 @@ def examine(
     default = settings.models.default
     if default not in catalogue.names(): advice.append(f"The default model {default!r} is not here. Try: sagelab model add {default}{'' if default in KNOWN else ' PATH_OR_URL'}")
     probe = probe_threads()
-    return Diagnosis(there, cores(), probe, free_memory(), devices(), tuple(good), tuple(advice))
+    servers = tuple(name for name, preset in PRESETS.items() if "//127.0.0.1" in preset.url and probe_server(name, 0.5) == "well")
+    return Diagnosis(there, cores(), probe, free_memory(), devices(), servers, tuple(good), tuple(advice))
 
 # %% ../../nbs/580_inference.measure.ipynb #caef3cae
 def ready_model(

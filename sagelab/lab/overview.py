@@ -20,7 +20,8 @@ from ..core.stop import StopState, open_latch
 from .decision import waits_for
 from .follow import Chain, Follower, Tail, held_files, is_held
 from .record import RECORD, _settled, experiments_folder
-from .run import MANIFEST, PENDING, reports_folder
+from ..core.runs import PENDING
+from .run import MANIFEST, reports_folder
 from ..trading.account import Account
 from ..trading.orders import Fill
 
