@@ -109,8 +109,13 @@ class LlamaCppModel(Backend):
 
     def _body(self, messages: Sequence[Message], **more) -> dict:
         "What llama.cpp's server is sent."
-        if self._server is None: raise ModelError(f"{self.about.id} is closed. Try: get_model({self.about.id!r})")
         return {"messages": [{"role": m.role, "content": m.content} for m in messages], "cache_prompt": True, **more}
+
+    def _ask(self, *given):
+        "Ask llama.cpp's server; raises `ModelError` after `close`."
+        server = self._server  # kept here while it works, whoever closes the model meanwhile
+        if server is None: raise ModelError(f"{self.about.id} is closed. Try: get_model({self.about.id!r})")
+        return server.handle_chat_completions(*given)
 
     def generate(self, request: Request, hear: Callable, clock: Clock) -> Reply:
         s = request.sampling
@@ -118,7 +123,7 @@ class LlamaCppModel(Backend):
                           temperature=s.temperature, top_p=s.top_p, seed=s.seed, stop=list(s.stop), **_constraint(request))
         listener = _Listener(hear, clock)
         clock.check()
-        self._server.handle_chat_completions(body, listener)
+        self._ask(body, listener)
         return listener.reply(self.about.id)
 
     def scores(self, messages: tuple[Message, ...], options: Sequence[str]) -> list[float]:
@@ -126,7 +131,7 @@ class LlamaCppModel(Backend):
 
     def _likely(self, messages: Sequence[Message]) -> list[tuple[str, float]]:
         "The likeliest next words."
-        said = _checked(self._server.handle_chat_completions(self._body(messages, max_tokens=1, temperature=0.0, logprobs=True, top_logprobs=TOP)))
+        said = _checked(self._ask(self._body(messages, max_tokens=1, temperature=0.0, logprobs=True, top_logprobs=TOP)))
         content = (said["choices"][0].get("logprobs") or {}).get("content") or []
         if not content: return []
         return [(entry["token"], float(entry["logprob"])) for entry in content[0]["top_logprobs"] if entry["logprob"] is not None]
