@@ -43,6 +43,10 @@ class Scratch:
 _PROGRAMS = (".py", ".pyc", ".pyi", ".so", ".ini", ".toml", ".cfg", ".yml", ".yaml", ".md", ".ipynb", ".html")
 _SYSTEM = tuple(os.path.realpath(place) + os.sep for place in (sys.prefix, sys.base_prefix, os.path.dirname(sagelab.__file__), "/proc", "/dev", "/sys", "/etc"))
 
+def _is_the_labs_own(real: str) -> bool:
+    "Whether a path is the lab's private folder or in it: ledger, weights, caches are no data of a strategy's."
+    return f"{os.sep}.sagelab{os.sep}" in real + os.sep
+
 class Detour:
     "The ways of one run."
     def __init__(self,
@@ -99,7 +103,7 @@ class Detour:
 
     def _changed(self, real: str) -> str | None:
         "Where a file of another future is; None where it is the same."
-        if self.future is None or real.endswith(_PROGRAMS) or f"{os.sep}.sagelab{os.sep}" in real: return None
+        if self.future is None or real.endswith(_PROGRAMS) or _is_the_labs_own(real): return None
         if real not in self._copies: self._copies[real] = self._copy(Path(real))
         self.served[real] = self._copies[real] is not None
         return self._copies[real]
@@ -116,14 +120,14 @@ class Detour:
             if self.scratch.places[real] is None: raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
             self.read.add(real)
             return self.scratch.places[real]
-        if real.endswith(_PROGRAMS) or f"{os.sep}.sagelab{os.sep}" in real or not os.path.exists(real): return path
+        if real.endswith(_PROGRAMS) or _is_the_labs_own(real) or not os.path.exists(real): return path
         self.read.add(real)
         return self._changed(real) or path
 
     def _copy(self, path: Path) -> str | None:
         "Make the copy of a file or of a folder of files; None where it would be the same."
         files = [path] if path.is_file() else [file for file in sorted(path.rglob("*")) if file.is_file()][:2000]
-        changed = {file: content for file in files if (content := change_file(self.future, file)) is not None}
+        changed = {file: content for file in files if not _is_the_labs_own(str(file)) and (content := change_file(self.future, file)) is not None}
         if not changed: return None
         target = Path(self.scratch.place(str(path)))
         for file in files:
