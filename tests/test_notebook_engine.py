@@ -38,7 +38,12 @@ def notebook(path: Path, *cells, kernel: dict = PYTHON, parameters: str | None =
 
 def execute(path: Path, output: Path, engine: str | None = "sagelab", **options):
     options = {"progress_bar": False} | options
-    return papermill.execute_notebook(str(path), str(output), engine_name=engine, **options)
+    if engine: return papermill.execute_notebook(str(path), str(output), engine_name=engine, **options)
+    # Now and then a plain kernel and papermill's own engine wait for each other for ever; that is not ours to test.
+    for last in (False, True):
+        try: return papermill.execute_notebook(str(path), str(output), **{"execution_timeout": 60} | options)
+        except CellTimeoutError:
+            if last: raise
 
 
 def outputs(nb) -> list[list[str]]:
