@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from time import monotonic, perf_counter
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from ..core.errors import AnswerError, ModelError, ModelUnavailable, UsageError, nearest
+from ..core.plugins import PluginConfig, checked_config
 from .schema import Schema, as_schema, parse
 
 # %% ../../nbs/510_inference.base.ipynb #ec25e86f
@@ -45,9 +46,8 @@ def as_messages(
     return turns
 
 # %% ../../nbs/510_inference.base.ipynb #9f73e310
-class Sampling(BaseModel):
+class Sampling(PluginConfig):
     "How the next token is picked: frozen, checked, kept in every Reply."
-    model_config = ConfigDict(frozen=True, extra="forbid")
     temperature: float = Field(0.0, ge=0, le=2)  # 0: always the likeliest
     top_p: float = Field(1.0, gt=0, le=1)  # share of the likelihood that is drawn from
     seed: int = Field(42, ge=0, lt=2**32)
@@ -60,12 +60,7 @@ def as_sampling(
 ) -> Sampling:
     "Check how to sample; raises `UsageError` that names the key."
     if isinstance(sampling, Sampling): return sampling
-    for key in sampling or {}:
-        if key not in Sampling.model_fields: raise UsageError(f"Sampling has no {key!r}.{nearest(key, Sampling.model_fields)}")
-    try: return Sampling(**(sampling or {}))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise UsageError(f"Sampling: {first['loc'][0]} = {first['input']!r}: {first['msg']}.") from None
+    return checked_config(Sampling, dict(sampling or {}), "sampling")
 
 # %% ../../nbs/510_inference.base.ipynb #a0a68dc5
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -283,7 +278,7 @@ class Backend(ABC):
 
     def embed(self, texts: Sequence[str]):
         "One unit vector a text, float32 (n, d)."
-        raise UsageError(f"{self.about.id} makes no embeddings. Try: get_model('minilm')")
+        raise UsageError(f"{self.about.id} makes no embeddings. Try: a server's model that does, by sagelab model add NAME SERVER:MODEL")
 
     def close(self) -> None:
         "Give back the memory."

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 from ..core.errors import ModelError, UsageError
-from ..core.files import canonical_json, sha256
+from ..core.files import canonical_json, end_of_lines, sha256
 from .base import About, Backend, Clock, Message, Reply, Request, Sampling, Usage
 
 # %% ../../nbs/530_inference.cassette.ipynb #2fa0686b
@@ -81,20 +81,10 @@ class Tape:
         with self._lock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "ab+", buffering=0) as file:
-                _drop_torn(file)
+                file.truncate(end_of_lines(file, file.seek(0, os.SEEK_END)))
                 file.write(line)
                 os.fsync(file.fileno())
             self._calls[key, n] = answer
-
-# %% ../../nbs/530_inference.cassette.ipynb #391af641
-def _drop_torn(file) -> None:
-    "Take away a last line that a crash cut short."
-    end = file.seek(0, os.SEEK_END)
-    while end and (file.seek(end - 1), file.read(1))[1] != b"\n":
-        block = min(end, 4096)
-        file.seek(end - block)
-        end = end - block + file.read(block).rfind(b"\n") + 1
-    file.truncate(end)
 
 # %% ../../nbs/530_inference.cassette.ipynb #8f52a4ca
 class Cassette(Backend):

@@ -9,12 +9,13 @@ __all__ = ['PRESETS', 'AGAIN', 'LONGEST_WAIT', 'Preset', 'EndpointConfig', 'Endp
 import json, random, time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Literal
 import numpy as np
 from pydantic import Field
 from ..core.errors import ContextError, ModelError, ModelUnavailable, UnknownName, UsageError
+from ..core.network import is_loopback, retry_after
 from ..core.plugins import PluginConfig
 from ..core.secrets import load_secrets
 from ..core.settings import find_lab
@@ -82,13 +83,13 @@ def _error(where: str, status: int, text: str) -> ModelError:
     said = f"{where} answers {status}" + (f": {message}" if message else "")
     if status in (401, 403): return ModelError(f"{said}. Try: key='NAME' of a secret in config/secrets.env")
     if "context" in kind or (status == 400 and "context" in message.lower()): return ContextError(f"{said}. Try: a shorter text")
-    if status == 404: return ModelError(f"{said}. Try: sagelab model doctor, which lists what the server has")
+    if status == 404: return ModelError(f"{said}. Try: another model, or another address")
     return ModelUnavailable(f"{said}. Try: again later") if status in AGAIN else ModelError(f"{said}.")
 
 def _pause(attempt: int, asked: str | None) -> float:
     "Seconds until the next attempt."
-    try: return min(LONGEST_WAIT, max(0.0, float(asked)))
-    except (TypeError, ValueError): return min(LONGEST_WAIT, 0.25 * 2**attempt * (1 + random.random() / 4))
+    after = retry_after(asked, time.time())
+    return min(LONGEST_WAIT, 0.25 * 2**attempt * (1 + random.random() / 4) if after is None else after)
 
 # %% ../../nbs/565_inference.endpoint.ipynb #d82054dd
 def _chunks(lines) -> Iterator[dict]:
@@ -134,11 +135,12 @@ class EndpointModel(Backend):
         import httpx
         url, preset = _place(config)
         self.config, self.url, self._httpx = config, url, httpx
-        secret = config.key or preset.key
+        secret = self.key = config.key or preset.key
+        if secret and url.startswith("http://") and not is_loopback(httpx.URL(url).host): raise UsageError(f"{url} would carry the key in plain text over a network. Try: https://")
         headers = {"Authorization": f"Bearer {load_secrets(find_lab()).get(secret).reveal()}"} if secret else {}
         # A proxy of the environment has no business between us and this machine.
         self._client = httpx.Client(headers=headers, timeout=httpx.Timeout(config.timeout_seconds, connect=config.connect_seconds), follow_redirects=False,
-                                    trust_env=httpx.URL(url).host not in ("127.0.0.1", "localhost", "::1"))
+                                    trust_env=not is_loopback(httpx.URL(url).host))
         try: self._settle(config)
         except BaseException:
             self.close()
@@ -160,8 +162,7 @@ class EndpointModel(Backend):
         try: holds = json.loads(self.generate(Request((Message("user", "Say hello in one short sentence."),), Sampling(max_tokens=32), odd), lambda piece: None, Clock()).text) == {"word": "quillon"}
         except (ValueError, ModelError): holds = False
         note = "holds to schemas (tried)" if holds else "does NOT hold to schemas (tried): answers are only checked, and asked for again"
-        a = self.about
-        self.about = About(a.id, a.backend, a.context, holds, a.scores, a.embeds, a.slots, a.cutoff, (*a.notes, note))
+        self.about = replace(self.about, constrains=holds, notes=(*self.about.notes, note))
 
     @contextmanager
     def _asked(self, method: str, path: str, body: dict | None = None, clock: Clock | None = None):
@@ -215,7 +216,7 @@ class EndpointModel(Backend):
         cancelled = False
         try:
             with self._asked("POST", "/chat/completions", body, clock) as response:
-                for chunk in _chunks(_lines(response)):
+                for chunk in _chunks(response.iter_lines()):
                     if piece := heard.take(chunk):
                         first, pieces = first or perf_counter() - started, pieces + 1
                         hear(piece)
@@ -248,8 +249,6 @@ class EndpointModel(Backend):
     def close(self) -> None:
         "Let the connections go."
         self._client.close()
-
-def _lines(response) -> Iterator[str]: yield from response.iter_lines()
 
 def _said(error: Exception) -> str: return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 

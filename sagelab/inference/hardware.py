@@ -9,7 +9,6 @@ __all__ = ['LIMIT_FILES', 'PROBE_SECONDS', 'PIECE', 'TIE', 'free_memory', 'cores
 # %% ../../nbs/550_inference.hardware.ipynb #675fcbc1
 import hashlib, os, platform, shutil, subprocess, threading
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from time import perf_counter
 import psutil
@@ -43,7 +42,6 @@ class Device:
     name: str
     memory: int = 0  # free bytes; 0: shared with the machine
 
-@cache
 def devices() -> tuple[Device, ...]:
     "The accelerators of this machine; asked of their own tools, so that nothing heavy is imported."
     if platform.system() == "Darwin" and platform.machine() == "arm64": return (Device("metal", "Apple GPU"),)

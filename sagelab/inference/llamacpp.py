@@ -68,7 +68,7 @@ def _gpu_layers(config: LlamaCppConfig, library) -> tuple[int, str]:
     usable = [d["name"] for d in library.get_device_info() if d["name"] != "CPU"]
     if config.gpu_layers == 0: return 0, "CPU, as asked"
     if usable: return (999 if config.gpu_layers < 0 else config.gpu_layers), f"on {usable[0]}"
-    if devices(): return 0, f"on the CPU: this build of xllamacpp cannot use {devices()[0].name}"
+    if found := devices(): return 0, f"on the CPU: this build of xllamacpp cannot use {found[0].name}"
     if config.gpu_layers > 0: raise UsageError(f"gpu_layers = {config.gpu_layers}, but there is no accelerator here that xllamacpp can use. Try: gpu_layers = 0")
     return 0, "on the CPU"
 

@@ -10,7 +10,7 @@ import json, os, time
 from urllib.parse import urlsplit
 from ..core.errors import BrokerError
 from ..core.stop import Latch
-from ..data.rest import is_loopback
+from ..core.network import is_loopback
 from .connectors import (
     Connector, ConnectorConfig, TradingConnector, as_number, as_text, broker_params, comparable, in_words, order_state, read_keys, retry_after, sized, unreachable)
 from .routing import AccountState, OrderRequest, OrderState

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from ..core.errors import BrokerError, BrokerUnreachable, SettingsError
 from ..core.secrets import Secret, Secrets, load_secrets
 from ..core.settings import find_lab
-from ..data.rest import is_loopback
+from ..core.network import is_loopback
 from .orders import Status
 from .permission import LivePermission, may_trade
 from .routing import AccountState, OrderRequest, OrderState, checked_request
