@@ -99,6 +99,8 @@ def ready_model(
     "See that a model is in the lab, fetching one that is known by its name."
     name, catalogue = name or settings.models.default, Catalogue(settings)
     if name.endswith(".gguf") or name in catalogue.names() or name not in KNOWN: return name
+    # Nobody wants to fetch what cannot be run.
+    if not find_spec(BACKENDS["llamacpp"]): raise MissingExtra(BACKENDS["llamacpp"], "models")
     catalogue.add(name, progress=fetching(KNOWN[name]) or (lambda done, total: None))
     return name
 
