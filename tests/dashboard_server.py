@@ -10,14 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 from jupyter_server.services.kernels.connection.base import deserialize_binary_message, deserialize_msg_from_ws_v1, serialize_msg_to_ws_v1
 from tornado.httpclient import HTTPRequest
-from tornado.websocket import websocket_connect
+from tornado.websocket import WebSocketClosedError, websocket_connect
 
 V1 = "v1.kernel.websocket.jupyter.org"
 START_SECONDS = 90
@@ -132,7 +132,9 @@ async def _talk(served: Served, kernel: str, protocol: str | None, frames: list,
     line = await websocket_connect(request, subprotocols=[protocol] if protocol else None, max_message_size=2**26)
     found, until = [], time.monotonic() + seconds
     try:
-        for one in frames: await line.write_message(one, binary=isinstance(one, bytes))
+        # A server that has heard enough hangs up in the middle of the words.
+        with suppress(WebSocketClosedError):
+            for one in frames: await line.write_message(one, binary=isinstance(one, bytes))
         while (left := until - time.monotonic()) > 0:
             try: received = await asyncio.wait_for(line.read_message(), left)
             except (TimeoutError, asyncio.TimeoutError): break
