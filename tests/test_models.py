@@ -67,6 +67,17 @@ def test_a_task_that_is_cancelled_stops_the_model(model: LlamaCppModel):
     assert asyncio.run(impatient()) and time.monotonic() - started < 15
 
 
+def test_a_choice_is_stopped_while_the_question_is_read(model: LlamaCppModel):
+    long = "Is this good? " + "I like it. " * 400
+    started = time.monotonic()
+    with pytest.raises(ModelUnavailable, match="within 0.3 s"): model.choose(long, ["good", "bad"], timeout=0.3)
+
+    async def impatient():
+        with pytest.raises(TimeoutError): await asyncio.wait_for(model.achoose("Well? " + long, ["good", "bad"]), 0.3)
+        return await model.achoose("Is good good?", ["good", "bad"])
+    assert sum(asyncio.run(impatient()).values()) == pytest.approx(1) and time.monotonic() - started < 12
+
+
 class Person(BaseModel):
     name: Annotated[str, Field(max_length=30)]
     share: float = Field(ge=0, le=1)

@@ -125,7 +125,7 @@ class Model(Protocol):
         "Answer while one looks on."
         ...
 
-    def choose(self, messages, options: Sequence[str], calibration=None) -> dict[str, float]:
+    def choose(self, messages, options: Sequence[str], calibration=None, *, timeout: float | None = None, cancel=None) -> dict[str, float]:
         "How likely each option is; the probabilities sum to 1."
         ...
 
@@ -134,7 +134,15 @@ class Model(Protocol):
         ...
 
     async def acomplete(self, messages, schema=None, sampling=None, *, timeout: float | None = None) -> Reply:
-        "`complete` for asynchronous code; cancelling the task stops the model."
+        "`complete` for asynchronous code; cancelling the task stops the model. `stream` needs no twin: it is an asynchronous iterator too."
+        ...
+
+    async def achoose(self, messages, options: Sequence[str], calibration=None, *, timeout: float | None = None) -> dict[str, float]:
+        "`choose` for asynchronous code; cancelling the task stops the model."
+        ...
+
+    async def aembed(self, texts: Sequence[str]):
+        "`embed` for asynchronous code."
         ...
 
     def close(self) -> None:
@@ -170,6 +178,10 @@ class Clock:
             self._looked = monotonic()
             self.latch.check()
         return not self.cancelled
+
+    def choosing(self) -> None:
+        "Look at all three where half an answer is none; raises `ModelUnavailable` when it is not wanted any more."
+        if not self.check(): raise ModelUnavailable("The choice was cancelled before the model had made it.")
 
 # %% ../../nbs/510_inference.base.ipynb #efbb5f67
 class Stream:
@@ -255,6 +267,13 @@ def _again(
     told = (Message("assistant", reply.text), Message("user", f"{error} Answer again with nothing but JSON that fits this schema: {request.schema.text}"))
     return replace(request, messages=(*request.messages, *(told if reply.text.strip() else told[1:])), sampling=sampling)
 
+
+async def _elsewhere(work: Callable, *given, **more):
+    "Do work in a thread, and stop it when nobody waits for it any more."
+    cancel = threading.Event()
+    try: return await asyncio.to_thread(work, *given, cancel=cancel, **more)
+    finally: cancel.set()
+
 # %% ../../nbs/510_inference.base.ipynb #bd6f194c
 class Backend(ABC):
     "What all models share; a backend says what it is in `about` and writes `generate`."
@@ -272,6 +291,7 @@ class Backend(ABC):
     def scores(self,
         messages: tuple[Message, ...],  # the question
         options: Sequence[str],  # what may be answered
+        clock: Clock | None = None,  # asked while the question is read
     ) -> list[float]:  # natural logarithms, one an option
         "How likely the answer is to begin with each option."
         raise UsageError(f"{self.about.id} does not tell how likely its words are, so it cannot choose. Try: a model of the backend llamacpp")
@@ -295,23 +315,21 @@ class Backend(ABC):
         request = self._request(messages, schema, sampling)
         return Stream(lambda hear, cancel: self._answer(request, Clock(timeout, cancel, self.latch), 0, hear))
 
-    def choose(self, messages, options: Sequence[str], calibration=None) -> dict[str, float]:
+    def choose(self, messages, options: Sequence[str], calibration=None, *, timeout: float | None = None, cancel=None) -> dict[str, float]:
         "How likely each option is; with a `Calibration` (see sagelab.inference.choice), how likely it is to be right."
         options = checked_options(options)
         if calibration is not None: calibration.check(self.about.id, options)
-        scores = np.asarray(self.scores(as_messages(messages), options), dtype=float)
+        scores = np.asarray(self.scores(as_messages(messages), options, Clock(timeout, cancel, self.latch)), dtype=float)
         if not np.isfinite(scores).all(): raise ModelError(f"{self.about.id} gave likelihoods that are no numbers.")
         return dict(zip(options, map(float, calibration.applied(scores) if calibration else softmax(scores))))
 
     async def acomplete(self, messages, schema=None, sampling=None, *, timeout: float | None = None) -> Reply:
         "`complete` for asynchronous code; cancelling the task stops the model."
-        cancel = threading.Event()
-        try: return await asyncio.to_thread(self.complete, messages, schema, sampling, timeout=timeout, cancel=cancel)
-        finally: cancel.set()
+        return await _elsewhere(self.complete, messages, schema, sampling, timeout=timeout)
 
-    async def achoose(self, messages, options: Sequence[str], calibration=None) -> dict[str, float]:
-        "`choose` for asynchronous code."
-        return await asyncio.to_thread(self.choose, messages, options, calibration)
+    async def achoose(self, messages, options: Sequence[str], calibration=None, *, timeout: float | None = None) -> dict[str, float]:
+        "`choose` for asynchronous code; cancelling the task stops the model."
+        return await _elsewhere(self.choose, messages, options, calibration, timeout=timeout)
 
     async def aembed(self, texts: Sequence[str]):
         "`embed` for asynchronous code."
@@ -390,8 +408,9 @@ class ScriptedModel(Backend):
         finish = "stop" if said == text else "cancelled"
         return Reply(said, self.about.id, finish, Usage(sum(_count(m.content) for m in request.messages), 0, _count(said)), first_token_seconds=first)
 
-    def scores(self, messages: tuple[Message, ...], options: Sequence[str]) -> list[float]:
+    def scores(self, messages: tuple[Message, ...], options: Sequence[str], clock: Clock | None = None) -> list[float]:
         if self._scores is None: return super().scores(messages, options)
+        (clock or Clock()).choosing()
         return [self._scores[option] for option in options]
 
 class EchoModel(ScriptedModel):

@@ -119,9 +119,9 @@ class Cassette(Backend):
         if not heard and reply.text: hear(reply.text)
         return reply
 
-    def scores(self, messages: tuple[Message, ...], options: Sequence[str]) -> list[float]:
+    def scores(self, messages: tuple[Message, ...], options: Sequence[str], clock: Clock | None = None) -> list[float]:
         asked = _asked("scores", self.about.id, messages=[[m.role, m.content] for m in messages], options=list(options))
-        return self._call(asked, lambda: [float(x) for x in self.model.scores(messages, options)], list, list)
+        return self._call(asked, lambda: [float(x) for x in self.model.scores(messages, options, clock)], list, list)
 
     def embed(self, texts: Sequence[str]):
         asked = _asked("embed", self.about.id, texts=list(texts))

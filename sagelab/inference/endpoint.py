@@ -10,6 +10,7 @@ import json, random, time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter
 from typing import Literal
 import numpy as np
@@ -193,10 +194,10 @@ class EndpointModel(Backend):
         try: return response.read()[:100_000].decode("utf-8", errors="replace")
         except self._httpx.HTTPError: return ""
 
-    def _json(self, method: str, path: str, body: dict | None = None) -> dict:
+    def _json(self, method: str, path: str, body: dict | None = None, clock: Clock | None = None) -> dict:
         "Ask for an object."
         try:
-            with self._asked(method, path, body) as response: said = json.loads(response.read())
+            with self._asked(method, path, body, clock) as response: said = json.loads(response.read())
         except self._httpx.HTTPError as error: raise ModelUnavailable(f"{self.url} broke off: {_said(error)}. Try: again") from None
         except ValueError: raise ModelError(f"{self.url} answers {path} with something that is not JSON. Try: another address; it ends in /v1 with most servers") from None
         if not isinstance(said, dict): raise ModelError(f"{self.url} answers {path} with something that is no object.")
@@ -228,12 +229,13 @@ class EndpointModel(Backend):
         if heard.finish is None: raise ModelUnavailable(f"{self.url} ended after {len(heard.text)} characters without saying that it was done. Try: again")
         return Reply(heard.text, self.about.id, "length" if heard.finish == "length" else "stop", _usage(heard.usage, pieces), first_token_seconds=first)
 
-    def scores(self, messages: tuple[Message, ...], options: Sequence[str]) -> list[float]:
-        return score_by_words(self._likely, messages, options)
+    def scores(self, messages: tuple[Message, ...], options: Sequence[str], clock: Clock | None = None) -> list[float]:
+        return score_by_words(partial(self._likely, clock or Clock()), messages, options)
 
-    def _likely(self, messages: Sequence[Message]) -> list[tuple[str, float]]:
+    def _likely(self, clock: Clock, messages: Sequence[Message]) -> list[tuple[str, float]]:
         "The likeliest next words; servers tell twenty at most."
-        said = self._json("POST", "/chat/completions", self._body(messages, max_tokens=1, temperature=0, logprobs=True, top_logprobs=20))
+        clock.choosing()
+        said = self._json("POST", "/chat/completions", self._body(messages, max_tokens=1, temperature=0, logprobs=True, top_logprobs=20), clock)
         try:
             top = said["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
             return [(str(one["token"]), float(one["logprob"])) for one in top]

@@ -8,6 +8,7 @@ __all__ = ['LONGEST_CONTEXT', 'TOP', 'CACHE', 'PORTION', 'LlamaCppConfig', 'memo
 # %% ../../nbs/560_inference.llamacpp.ipynb #ab0b0e72
 import secrets
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from pydantic import Field
@@ -126,15 +127,17 @@ class LlamaCppModel(Backend):
         self._ask(body, listener)
         return listener.reply(self.about.id)
 
-    def scores(self, messages: tuple[Message, ...], options: Sequence[str]) -> list[float]:
-        return score_by_words(self._likely, messages, options)
+    def scores(self, messages: tuple[Message, ...], options: Sequence[str], clock: Clock | None = None) -> list[float]:
+        return score_by_words(partial(self._likely, clock or Clock()), messages, options)
 
-    def _likely(self, messages: Sequence[Message]) -> list[tuple[str, float]]:
+    def _likely(self, clock: Clock, messages: Sequence[Message]) -> list[tuple[str, float]]:
         "The likeliest next words."
-        said = _checked(self._ask(self._body(messages, max_tokens=1, temperature=0.0, logprobs=True, top_logprobs=TOP)))
-        content = (said["choices"][0].get("logprobs") or {}).get("content") or []
-        if not content: return []
-        return [(entry["token"], float(entry["logprob"])) for entry in content[0]["top_logprobs"] if entry["logprob"] is not None]
+        clock.choosing()
+        listener = _Listener(lambda piece: None, clock)
+        self._ask(self._body(messages, stream=True, return_progress=True, max_tokens=1, temperature=0.0, logprobs=True, top_logprobs=TOP), listener)
+        listener.reply(self.about.id)
+        if not listener.likely: clock.choosing()
+        return listener.likely
 
     def close(self) -> None:
         "Give back the memory."
@@ -158,7 +161,7 @@ class _Listener:
     "Hears the pieces of one answer."
     def __init__(self, hear: Callable, clock: Clock):
         self.hear, self.clock, self.started = hear, clock, perf_counter()
-        self.said, self.usage, self.finish, self.first, self.error = [], Usage(), "cancelled", 0.0, None
+        self.said, self.likely, self.usage, self.finish, self.first, self.error = [], [], Usage(), "cancelled", 0.0, None
 
     def __call__(self, chunk: dict) -> bool:  # whether to stop
         try:
@@ -174,6 +177,8 @@ class _Listener:
                 self.first = self.first or perf_counter() - self.started
                 self.said.append(piece)
                 self.hear(piece)
+            if content := (choice.get("logprobs") or {}).get("content"):
+                self.likely = [(entry["token"], float(entry["logprob"])) for entry in content[0]["top_logprobs"] if entry["logprob"] is not None]
             if choice["finish_reason"]: self.finish = "length" if choice["finish_reason"] == "length" else "stop"
         if counts := chunk.get("usage"):
             cached = (counts.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
