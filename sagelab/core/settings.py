@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RESERVED_ENVIRONMENT', 'Section', 'LabSettings', 'DataSettings', 'TradingSettings', 'StrategySettings',
-           'SweepSettings', 'KernelSettings', 'GridSettings', 'DashboardSettings', 'ModelSettings', 'PolicySettings',
-           'RiskSettings', 'PaperSettings', 'LiveSettings', 'ExperimentSettings', 'PromotionSettings', 'Settings',
-           'sections', 'find_lab', 'load_settings']
+           'SweepSettings', 'KernelSettings', 'GridSettings', 'DashboardSettings', 'ModelSettings', 'RouterSettings',
+           'PolicySettings', 'RiskSettings', 'PaperSettings', 'LiveSettings', 'ExperimentSettings', 'PromotionSettings',
+           'Settings', 'sections', 'find_lab', 'load_settings']
 
 # %% ../../nbs/020_core.settings.ipynb #b16e8aa6
 import configparser, os
@@ -102,6 +102,34 @@ def _sampling(profile: str) -> tuple[str, dict]:
         return name, {"temperature": float(temperature), "top_p": float(top_p), "seed": int(seed)}
     except ValueError: raise ValueError(f"{profile!r} is not NAME TEMPERATURE TOP_P SEED, e.g. balanced 0.7 0.9 42") from None
 
+# %% ../../nbs/020_core.settings.ipynb #151bcf63
+class RouterSettings(Section):
+    "[router]: which model is asked first, and when another one is; see sagelab.inference.router."
+    routes: tuple[str, ...] = ()
+    margin: float = Field(0.2, ge=0, le=1)
+    money: float = Field(0.0, ge=0)
+    seconds: float = Field(0.0, ge=0)
+    offline: bool = False
+
+    @field_validator("routes")
+    @classmethod
+    def _priced(cls, routes):
+        for route in routes: _prices(route)
+        return routes
+
+    def prices(self) -> dict[str, tuple[float, float]]:  # name -> price of a million tokens read, and written
+        "The models in their order, with what they cost."
+        return dict(map(_prices, self.routes))
+
+def _prices(route: str) -> tuple[str, tuple[float, float]]:
+    "A route's model and its prices."
+    try:
+        name, *prices = route.split()
+        read, written = map(float, prices or (0, 0))
+        if min(read, written) < 0: raise ValueError
+        return name, (read, written)
+    except ValueError: raise ValueError(f"{route!r} is not NAME, or NAME and two prices of a million tokens, read and written, e.g. gpt 0.5 1.5") from None
+
 # %% ../../nbs/020_core.settings.ipynb #7032fbbc
 class PolicySettings(Section):
     "[policy]: who may do what; see sagelab.core.policy."
@@ -167,6 +195,7 @@ class Settings(BaseModel):
     grid: GridSettings = GridSettings()
     dashboard: DashboardSettings = DashboardSettings()
     models: ModelSettings = ModelSettings()
+    router: RouterSettings = RouterSettings()
     policy: PolicySettings = PolicySettings()
     risk: RiskSettings = RiskSettings()
     paper: PaperSettings = PaperSettings()

@@ -88,6 +88,7 @@ class Reply:
     sampling: Sampling = Sampling()
     parsed: Any = None  # the checked value, when there was a schema
     attempts: int = 1  # how often it was asked until the answer fitted
+    route: tuple[str, ...] = ()  # what a router decided, one step each
 
     @property
     def tokens_per_second(self) -> float:
@@ -353,7 +354,7 @@ class Backend(ABC):
             started = perf_counter()
             reply = self.generate(request, hear, clock)
             usage, seconds = usage + reply.usage, seconds + perf_counter() - started
-            reply = replace(reply, usage=usage, seconds=seconds, attempts=attempt, sampling=request.sampling)
+            reply = replace(reply, usage=usage, seconds=seconds, attempts=attempt - 1 + reply.attempts, sampling=request.sampling)
             if request.schema is None or reply.finish_reason == "cancelled": return reply
             try: return replace(reply, parsed=parse(request.schema, reply.text))
             except AnswerError as error: fault, request = error, _again(replace(request, messages=asked.messages), reply, error)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KNOWN', 'PACKAGE', 'Progress', 'ROOM', 'CREDENTIALS', 'NAME', 'MODEL_GROUP', 'Card', 'Known', 'Catalogue',
-           'sampling_profile', 'taped', 'get_model']
+           'sampling_profile', 'taped', 'replayed', 'get_model', 'load_model']
 
 # %% ../../nbs/570_inference.catalogue.ipynb #a9283bd5
 import fcntl, json, os, re, shutil, subprocess, sys, tempfile
@@ -303,8 +303,11 @@ def _run_models(folder: Path) -> list[dict]:
     except FileNotFoundError: return []
     except ValueError: raise ModelError(f"{folder/MODELS} is damaged. Try: record the run again") from None
 
-def _replayed(name: str, folder: Path) -> Cassette:
-    "A model of a run that is repeated: its answers."
+def replayed(
+    name: str,  # id of the model
+    folder: Path,  # of the run
+) -> Cassette:
+    "A model of a run that is repeated: its answers; raises `ModelError` when the run asked another one."
     known = {one["asked"]: one for one in _run_models(folder)}
     if name not in known: raise ModelError(f"The run that is replayed did not ask the model {name!r}, but {', '.join(map(repr, known)) or 'none'}. The notebook or the settings have changed.")
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in known[name].items() if key in About.__dataclass_fields__}
@@ -321,15 +324,21 @@ def get_model(
     "Load a model of the lab, on a cassette inside a run; raises `UnknownName` with the nearest, `MissingExtra` or `ModelError`."
     settings = load_settings(lab)
     name, run = name or settings.models.default, current_run()
-    if run and run.get("replays"): model = _replayed(Path(name).stem if name.endswith(".gguf") else name, Path.cwd())
-    else: model = _loaded(name, settings, config)
+    if run and run.get("replays"): model = replayed(Path(name).stem if name.endswith(".gguf") else name, Path.cwd())
+    else: model = taped(*load_model(name, settings, config))
     model.latch = lab_latch(settings.root)
     return model
 
-def _loaded(name: str, settings: Settings, config: dict) -> Backend:
-    "A model at work."
+def load_model(
+    name: str,  # in the catalogue, or a path that ends in .gguf
+    settings: Settings,
+    config: dict,  # settings of the backend
+) -> tuple[Backend, dict]:  # and what a manifest says of its weights
+    "Load a model, on no cassette."
     if name.endswith(".gguf"): backend, given, about = "llamacpp", {"path": Path(name)}, {"sha256": sha256(Path(name))} if current_run() else {}
     else:
         card = Catalogue(settings).check(name)
         backend, given, about = card.backend, card.config, card.model_dump(include={"sha256", "source", "quantisation", "licence", "cutoff_note"})
-    return taped(build_plugin(MODEL_GROUP, backend, "model backend", {**given, **config}, ModelError), about)
+    model = build_plugin(MODEL_GROUP, backend, "model backend", {**given, **config}, ModelError)
+    model.latch = lab_latch(settings.root)
+    return model, about
