@@ -266,7 +266,9 @@ with get_model() as model:
     text = model.complete("Invent a company.", sampling={"temperature": 1.0, "max_tokens": 12}).text
     up = model.choose("Up or down?", ["up", "down"])["up"]
 print(text)
-record([], {"answer": {"length": len(text), "up": up}})
+from sagelab.lab.guards import guard
+doubt = guard("sma_cross", "SP500", only="cutoff", trial=False).verdicts["cutoff"]
+record([], {"answer": {"length": len(text), "up": up}}, [doubt["verdict"] + ": " + doubt["sentence"]])
 """
 
 
@@ -281,6 +283,7 @@ def test_a_run_with_a_model_in_it_is_replayed_without_the_model(lab: Path, weigh
     said, = run.manifest["models"]
     assert said["id"] == "smollm2" and len(said["sha256"]) == 64 and said["cutoff"] == "2024-11-01" and said["backend"] == "llamacpp"
     assert {"cassette.jsonl", "models.json"} <= set(run.manifest["artifacts"])
+    assert "warning: " in run.manifest["notes"][0] and "2024-11-01, the training cutoff" in run.manifest["notes"][0]
     Catalogue(settings).remove("smollm2")
     assert replay(run.run_id, settings=settings).identical
     tape = run.folder/"cassette.jsonl"

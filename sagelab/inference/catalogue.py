@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KNOWN', 'PACKAGE', 'Progress', 'ROOM', 'CREDENTIALS', 'NAME', 'MODEL_GROUP', 'Card', 'Known', 'Catalogue',
-           'sampling_profile', 'taped', 'replayed', 'get_model', 'load_model']
+           'sampling_profile', 'taped', 'models_asked', 'replayed', 'get_model', 'load_model']
 
 # %% ../../nbs/570_inference.catalogue.ipynb #a9283bd5
 import fcntl, json, os, re, shutil, subprocess, sys, tempfile
@@ -292,23 +292,25 @@ def taped(
     "Record what a model answers to the run that executes this notebook."
     folder = Path(folder or Path.cwd())
     if current_run(folder) is None: return model
-    known = _run_models(folder)
+    known = models_asked(folder)
     entry = {"asked": model.about.id, **(about or {}), **asdict(model.about)}
     if entry["asked"] not in {one["asked"] for one in known}: atomic_write(folder/MODELS, canonical_json([*known, json.loads(canonical_json(entry))]))
     return Cassette(model, folder/CASSETTE)
 
-def _run_models(folder: Path) -> list[dict]:
-    "The models that a run has asked so far."
-    try: return json.loads((folder/MODELS).read_text())
+def models_asked(
+    folder: str | os.PathLike | None = None,  # of the run; default: the working folder
+) -> list[dict]:  # what is known of each, e.g. id and cutoff
+    "The models that a run has asked so far; none outside of a run."
+    try: return json.loads((Path(folder or Path.cwd())/MODELS).read_text())
     except FileNotFoundError: return []
-    except ValueError: raise ModelError(f"{folder/MODELS} is damaged. Try: record the run again") from None
+    except ValueError: raise ModelError(f"{Path(folder or Path.cwd())/MODELS} is damaged. Try: record the run again") from None
 
 def replayed(
     name: str,  # id of the model
     folder: Path,  # of the run
 ) -> Cassette:
     "A model of a run that is repeated: its answers; raises `ModelError` when the run asked another one."
-    known = {one["asked"]: one for one in _run_models(folder)}
+    known = {one["asked"]: one for one in models_asked(folder)}
     if name not in known: raise ModelError(f"The run that is replayed did not ask the model {name!r}, but {', '.join(map(repr, known)) or 'none'}. The notebook or the settings have changed.")
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in known[name].items() if key in About.__dataclass_fields__}
     return Cassette(None, folder/CASSETTE if (folder/CASSETTE).exists() else Tape(folder/CASSETTE), about=About(**fields))

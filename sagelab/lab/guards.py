@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['MOST_VARIANTS', 'GUARDS', 'FINDINGS', 'WORDS', 'Trials', 'count_trials', 'check_selection', 'GuardReport',
-           'verdict_words', 'guard_names', 'guard', 'selection_figure', 'cutoff_figure', 'guard_page']
+           'verdict_words', 'guard_names', 'guard', 'unnamed_models', 'selection_figure', 'cutoff_figure', 'guard_page']
 
 # %% ../../nbs/825_lab.guards.ipynb #dbf195c9
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import sqrt
+from types import SimpleNamespace
 from ..core.errors import MissingExtra, StrategyError, UnknownName, UsageError
 from ..core.files import canonical_json, sha256
 from ..core.ledger import open_ledger
@@ -18,7 +19,7 @@ from ..core.settings import Settings, load_settings
 from ..strategy.base import build_config
 from ..strategy.registry import get_strategy
 from ..trading.costs import Costs, costs_of
-from ..trading.engine import TRIAL, backtest, checked_bars, code_sha256, record_trial, variant_sha256
+from ..trading.engine import TRIAL, backtest, checked_bars, code_sha256, cutoff_warnings, record_trial, variant_sha256
 from ..trading.metrics import bar_returns
 from ..trading.sweep import SWEEP
 
@@ -274,10 +275,26 @@ def _causality(about: _About):
                             timeout=about.settings.trading.tick_timeout_seconds, progress=lambda done, total: about.progress("causality", done, total))
     return found.to_dict(), lambda: causality_figure(found)
 
+def unnamed_models(
+    models: list[dict],  # that a run has asked, as its manifest names them
+    strategy,  # which may name a `knowledge_cutoff`
+    signals: list,  # which name their source and its cutoff
+    bars,  # Bars
+) -> tuple[str, ...]:  # a sentence each
+    "Doubt the models that a run asked and that neither its strategy nor its signals speak of."
+    found, spoken_of = [], {s.source for s in signals if s.cutoff}
+    for model in models:
+        if model["id"] in spoken_of or strategy.knowledge_cutoff: continue
+        if not model["cutoff"]: found.append(f"The run asked {model['id']}, and until when its training texts go is not known: it may remember what came next.")
+        else: found.extend(cutoff_warnings(SimpleNamespace(knowledge_cutoff=model["cutoff"]), [], bars))
+    return tuple(found)
+
 def _cutoff(about: _About):
     "Does the model behind it remember the future?"
-    warnings = [*about.result.warnings]
-    asked = about.strategy.knowledge_cutoff or any(s.cutoff for s in about.signals or ())
+    from sagelab.inference.catalogue import models_asked
+    models = models_asked()
+    warnings = [*about.result.warnings, *unnamed_models(models, about.strategy, about.signals or [], about.bars)]
+    asked = models or about.strategy.knowledge_cutoff or any(s.cutoff for s in about.signals or ())
     sentence = " ".join(warnings) or ("Every bar is later than what its model may have read." if asked else "No language model has a part in it.")
     return {"verdict": "warning" if warnings else "clean", "sentence": sentence, "cutoff": about.strategy.knowledge_cutoff}, lambda: cutoff_figure(about.result, about.strategy)
 
