@@ -255,6 +255,24 @@ def test_weights_that_were_changed_are_not_run(lab: Path, weights: Path, tmp_pat
     with pytest.raises(ModelError, match="have changed since they were added"): get_model("mine", lab)
 
 
+OUT_OF_MEMORY = """
+import resource, sys
+import numpy, pandas, psutil, xllamacpp
+from sagelab.core.errors import ModelError
+from sagelab.inference.catalogue import get_model
+resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + int(sys.argv[1]) * 2**20,) * 2)
+try: get_model(sys.argv[2], threads=1)
+except ModelError as error: print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the addresses of a process")
+@pytest.mark.parametrize("megabytes", [20, 150, 300, 420])
+def test_out_of_memory_is_an_error_and_no_crash(lab: Path, weights: Path, megabytes: int):
+    done = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY, str(megabytes), str(weights)], cwd=lab, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "memory" in done.stdout, done.stdout + done.stderr
+
+
 def test_a_scripted_model_stands_in_for_a_real_one():
     assert ScriptedModel(["a"]).complete("x", sampling=Sampling(profile="deterministic")).sampling.profile == "deterministic"
 

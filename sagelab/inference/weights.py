@@ -6,7 +6,7 @@
 __all__ = ['FORMATS', 'TEXT', 'ARRAY', 'LIMITS', 'SHOWN', 'BLOCKS', 'QUANTISATIONS', 'Weights', 'read_weights']
 
 # %% ../../nbs/540_inference.weights.ipynb #1312dd57
-import mmap, os, struct
+import errno, mmap, os, struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -148,4 +148,5 @@ def read_weights(
         with _mapped(path) as reader: return _read(reader, path)
     except FileNotFoundError: raise ModelError(f"There is no file {path}.") from None
     except (OSError, ValueError, struct.error, OverflowError, MemoryError) as error:
+        if getattr(error, "errno", None) == errno.ENOMEM: raise ModelError(f"There is no memory left to read {path}. Try: close other programs") from None
         raise ModelError(f"{path} is no GGUF file that can be trusted: {getattr(error, 'strerror', None) or error}. Try: download it again") from None
