@@ -692,6 +692,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'sagelab/inference/cassette.py'),
                                             'sagelab.inference.cassette._of_request': ( 'inference.cassette.html#_of_request',
                                                                                         'sagelab/inference/cassette.py'),
+                                            'sagelab.inference.cassette._of_router': ( 'inference.cassette.html#_of_router',
+                                                                                       'sagelab/inference/cassette.py'),
                                             'sagelab.inference.cassette._read_tape': ( 'inference.cassette.html#_read_tape',
                                                                                        'sagelab/inference/cassette.py'),
                                             'sagelab.inference.cassette._reply_data': ( 'inference.cassette.html#_reply_data',

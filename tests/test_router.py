@@ -120,3 +120,25 @@ def test_a_shadow_is_compared_and_never_seen(small: LlamaCppModel, far: Endpoint
     assert [row["kind"] for row in report.rows()] == ["choice", "typed", "answer"] and report.errors == 0 and report.second == "smollm2"
     # The same weights: what they find likely is the same, but for the server's rounding of what is not among its first.
     assert report.rows()[0]["agreement"] == 1.0
+
+
+ROUTED = """
+from sagelab.inference.router import get_router
+from sagelab.lab.run import record
+with get_router() as router: reply = router.complete("Say a word.", sampling={"max_tokens": 6})
+record([], {"answer": {"length": len(reply.text)}}, list(reply.route))
+"""
+
+
+def test_a_run_with_a_router_is_replayed_without_its_models(lab: Path, weights: Path):
+    import nbformat
+    from sagelab.lab.run import replay, run_notebook
+    (lab/"settings.ini").write_text((lab/"settings.ini").read_text().replace("\nroutes =\n", "\nroutes = smollm2\n"))
+    settings = load_settings(lab)
+    Catalogue(settings).add("smollm2", str(weights))
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(ROUTED)], metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}})
+    nbformat.write(book, lab/"nbs"/"experiments"/"route.ipynb")
+    run = run_notebook(lab/"nbs"/"experiments"/"route.ipynb", {}, settings=settings)
+    assert run.manifest["notes"] == ["smollm2: answered"] and [model["id"] for model in run.manifest["models"]] == ["router(smollm2)"] and len(run.manifest["models"][0]["routes"]["smollm2"]["sha256"]) == 64
+    Catalogue(settings).remove("smollm2")
+    assert replay(run.run_id, settings=settings).identical

@@ -29,9 +29,13 @@ def _of_request(model: str, request: Request) -> dict:
 # %% ../../nbs/530_inference.cassette.ipynb #a536940e
 def _reply_data(reply: Reply) -> dict:
     return {"text": reply.text, "model": reply.model, "finish_reason": reply.finish_reason, "usage": asdict(reply.usage),
-            "seconds": round(reply.seconds, 6), "first_token_seconds": round(reply.first_token_seconds, 6)}
+            "seconds": round(reply.seconds, 6), "first_token_seconds": round(reply.first_token_seconds, 6)} | _of_router(reply)
 
-def _as_reply(data: dict) -> Reply: return Reply(**{**data, "usage": Usage(**data["usage"])})
+def _of_router(reply: Reply) -> dict:
+    "What only a router's reply has: a single model is recorded attempt by attempt."
+    return {"attempts": reply.attempts, "route": list(reply.route)} if reply.route else {}
+
+def _as_reply(data: dict) -> Reply: return Reply(**{**data, "usage": Usage(**data["usage"]), "route": tuple(data.get("route", ()))})
 
 def _vectors_data(vectors) -> dict:
     vectors = np.ascontiguousarray(vectors, dtype="<f4")

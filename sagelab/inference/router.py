@@ -365,18 +365,20 @@ def get_router(
     if not prices: raise UsageError("There is no router: [router] routes in settings.ini names no models. Try: routes = smollm2, NAME")
     config = checked_config(RouterConfig, settings.router.model_dump(exclude={"routes"}) | changes, "router")
     if run and run.get("replays"): router = replayed(_router_name(prices), Path.cwd())
-    else: router = taped(Router(_routes(settings, prices, calibrations, config.offline), config, task_of, settings.root/ROUTES))
+    else:
+        routes, weights = _routes(settings, prices, calibrations, config.offline)
+        router = taped(Router(routes, config, task_of, settings.root/ROUTES), {"routes": weights})
     router.latch = lab_latch(settings.root)
     return router
 
-def _routes(settings: Settings, prices: dict[str, tuple[float, float]], calibrations: Sequence[Calibration], offline: bool) -> list[Route]:
-    "The routes of a lab, each with its model loaded; offline nobody looks whether a server is there."
-    routes = []
+def _routes(settings: Settings, prices: dict[str, tuple[float, float]], calibrations: Sequence[Calibration], offline: bool) -> tuple[list[Route], dict]:
+    "The routes of a lab, each with its model loaded, and what a manifest says of their weights; offline nobody looks whether a server is there."
+    routes, weights = [], {}
     try:
         for name, (read, written) in list(prices.items())[:1 if offline else None]:
-            model, _ = load_model(name, settings, {})
+            model, weights[name] = load_model(name, settings, {})
             routes.append(Route(name, model, read, written, tuple(one for one in calibrations if one.model == model.about.id)))
     except BaseException:
         for route in routes: route.model.close()
         raise
-    return routes
+    return routes, weights
