@@ -259,6 +259,7 @@ def _again(
 class Backend(ABC):
     "What all models share; a backend says what it is in `about` and writes `generate`."
     about: About
+    formats: frozenset = frozenset()  # of weights that it runs: gguf, safetensors, onnx; empty: nobody asks
     latch = None  # of the lab that the model works for; set by whoever builds it
 
     @abstractmethod

@@ -50,7 +50,8 @@ def read_folder(
     path: Path,  # a folder of safetensors
 ) -> tuple[dict, int, str]:  # config.json, numbers in all tensors, how they are packed
     "Look at a folder of weights without loading it; raises `ModelError`."
-    from safetensors import SafetensorError, safe_open
+    try: from safetensors import SafetensorError, safe_open
+    except ImportError: raise MissingExtra("safetensors", "transformers") from None
     try: config = json.loads((path/"config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error: raise ModelError(f"{path} is no folder of weights: config.json: {getattr(error, 'strerror', None) or error}. Try: a folder with config.json, a tokeniser and .safetensors") from None
     if not isinstance(config, dict): raise ModelError(f"{path} is no folder of weights: its config.json holds no settings.")
@@ -192,7 +193,7 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", 
 # %% ../../nbs/561_inference.transformers.ipynb #b654213f
 class TransformersModel(TokenModel):
     "A model that transformers knows, run by PyTorch in this process."
-    Config = TransformersConfig
+    Config, formats = TransformersConfig, frozenset({"gguf", "safetensors"})
 
     def __init__(self, config: TransformersConfig):
         parameters = read_weights(config.path).parameters if not config.path.is_dir() else None
