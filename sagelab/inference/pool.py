@@ -37,6 +37,7 @@ class Loaded:
     users: int  # who use it now
     loads: int  # how often it was loaded so far
     idle_seconds: float  # since it was used last
+    slots: int  # questions that it answers at once; 0: not known yet
 
 # %% ../../nbs/585_inference.pool.ipynb #563f42ee
 ENDED = "The pool is closed: its models were given back. Try: a new one"
@@ -147,7 +148,7 @@ class ModelPool:
 
     def loaded(self) -> list[Loaded]:
         "The models that take memory now, by name."
-        with self._changed: return [Loaded(name, r.bytes, r.users, self._loads[name], 0.0 if r.users else self._now() - r.last) for name, r in sorted(self._residents.items())]
+        with self._changed: return [Loaded(name, r.bytes, r.users, self._loads[name], 0.0 if r.users else self._now() - r.last, r.model.about.slots if r.model else 0) for name, r in sorted(self._residents.items())]
 
     def loads(self) -> dict[str, int]:
         "How often each model was loaded so far."
