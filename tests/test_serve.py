@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,16 +24,24 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
 
+from sagelab.core.errors import ModelUnavailable
 from sagelab.core.ledger import open_ledger
 from sagelab.core.settings import load_settings
 from sagelab.core.stop import Latch
 from sagelab.inference.base import EchoModel
-from sagelab.inference.catalogue import Catalogue
-from sagelab.inference.pool import ModelPool
+from sagelab.inference.catalogue import Catalogue, get_model
+from sagelab.inference.pool import ModelPool, model_bytes
 from sagelab.inference.server import ModelServer, in_background
 from sagelab.lab.template import init_lab
 
 PATIENCE = 60  # seconds for what usually takes one
+# On one core a model has one thread: several that wait for each other are slow on a machine that is busy with other tests.
+PROGRAM = """
+import os, runpy, sys
+if hasattr(os, "sched_setaffinity"): os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+runpy.run_module("sagelab.cli.main", run_name="__main__", alter_sys=True)
+"""
+SERVE = (sys.executable, "-c", PROGRAM, "serve")
 
 
 @dataclass
@@ -66,7 +75,7 @@ def environment(**more: str) -> dict[str, str]:
 @contextmanager
 def serving(root: Path, *words: str, **settings: str) -> Iterator[Served]:
     "`sagelab serve` as a process of its own."
-    process = subprocess.Popen([sys.executable, "-m", "sagelab.cli.main", "serve", "--json", *words], cwd=root, env=environment(**settings), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*SERVE, "--json", *words], cwd=root, env=environment(**settings), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     errors: list[str] = []
     listener = threading.Thread(target=lambda: errors.extend(process.stderr), daemon=True)
     listener.start()
@@ -294,7 +303,7 @@ def test_too_many_requests(root: Path):
         assert client.models.list() and client.models.list()
         with pytest.raises(openai.RateLimitError) as error: client.models.list()
         assert error.value.code == "rate_limit_exceeded" and 1 <= int(error.value.response.headers["retry-after"]) <= 60
-        taken = subprocess.run([sys.executable, "-m", "sagelab.cli.main", "serve", "--port", str(limited.said["port"])], cwd=root, env=environment(), capture_output=True, text=True, timeout=PATIENCE)
+        taken = subprocess.run([*SERVE, "--port", str(limited.said["port"])], cwd=root, env=environment(), capture_output=True, text=True, timeout=PATIENCE)
         assert taken.returncode == 2 and "in use" in taken.stderr and "--port 0" in taken.stderr and "Traceback" not in taken.stderr
 
 
@@ -313,7 +322,7 @@ def test_a_signal_in_the_middle_of_an_answer_leaves_nothing(root: Path):
 
 
 def test_a_configuration_for_an_editor(root: Path):
-    process = subprocess.Popen([sys.executable, "-m", "sagelab.cli.main", "serve", "--continue-config"], cwd=root, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen([*SERVE, "--continue-config"], cwd=root, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         lines = []
         for line in process.stdout:
@@ -327,6 +336,21 @@ def test_a_configuration_for_an_editor(root: Path):
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+def test_two_models_in_a_memory_for_one(lab: Path, weights: Path):
+    catalogue = Catalogue(load_settings(lab))
+    for name in ("one", "two"): catalogue.add(name, str(weights))
+    with ModelPool(lambda name: get_model(name, lab, threads=1), lambda name: model_bytes(catalogue, name), 500 * 2**20, 0.5) as pool:
+        def say(name: str, tokens: int) -> str:
+            with pool.using(name, PATIENCE) as model: return model.complete("Count to a hundred.", sampling={"max_tokens": tokens}).text
+        with ThreadPoolExecutor(4) as callers: assert all(callers.map(lambda _: say("one", 8), range(4))) and pool.loads() == {"one": 1}, "four callers, one load"
+        assert say("two", 8) and [one.name for one in pool.loaded()] == ["two"]
+        with pool.using("two") as model:
+            with pytest.raises(ModelUnavailable, match=r"two \(\d+ MB\) is in use"): pool.using("one", 0).__enter__()
+            assert model.complete("Count to a thousand.", sampling={"max_tokens": 150}).text, "longer than it may idle"
+        until(lambda: pool.loaded() == [])
+        assert pool.loads() == {"one": 1, "two": 1}
 
 
 class Lengths(EchoModel):

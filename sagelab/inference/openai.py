@@ -17,7 +17,7 @@ from time import perf_counter
 from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from ..core.errors import AnswerError, ContextError, MissingExtra, ModelError, ModelUnavailable, Stopped, UnknownName, UsageError, nearest
+from ..core.errors import AnswerError, ContextError, ModelError, ModelUnavailable, SageLabError, Stopped, UnknownName, UsageError, nearest
 from ..core.files import canonical_json
 from .base import RETRIES, Backend, Clock, Message, Reply, Request, Sampling, Usage, _again, as_messages, as_sampling
 from .schema import Schema, as_schema, parse
@@ -25,7 +25,13 @@ from .schema import Schema, as_schema, parse
 # %% ../../nbs/592_inference.openai.ipynb #1292c2d7
 class Refused(UsageError):
     "A request that gets no answer, and why, in the protocol's words."
-    def __init__(self, status: int, message: str, code: str = "", param: str = "", retry_after: int = 0):
+    def __init__(self,
+        status: int,  # of HTTP
+        message: str,  # a sentence
+        code: str = "",  # a word for programs
+        param: str = "",  # the key that is wrong
+        retry_after: int = 0,  # seconds after which it is worth another try; 0: nobody knows
+    ):
         super().__init__(message)
         self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
 
@@ -36,8 +42,8 @@ class Refused(UsageError):
         return {"error": {"message": str(self), "type": kind, "param": self.param or None, "code": self.code or None}}
 
 MEANING = (  # the first that fits: error, status, code, seconds until one may try again
-    (ContextError, 400, "context_length_exceeded", 0), (UnknownName, 404, "model_not_found", 0), (MissingExtra, 500, "missing_extra", 0), (UsageError, 400, "", 0),
-    (Stopped, 503, "stopped", 0), (ModelUnavailable, 503, "model_unavailable", 5), (AnswerError, 422, "answer_does_not_fit", 0), (ModelError, 500, "model_error", 0))
+    (ContextError, 400, "context_length_exceeded", 0), (UnknownName, 404, "model_not_found", 0), (UsageError, 400, "", 0), (Stopped, 503, "stopped", 0),
+    (ModelUnavailable, 503, "model_unavailable", 5), (AnswerError, 422, "answer_does_not_fit", 0), (ModelError, 500, "model_error", 0), (SageLabError, 500, "failed", 0))
 
 def as_refused(
     error: Exception,  # whatever went wrong
@@ -60,18 +66,22 @@ class _Loose(_Told):
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
 class TextPart(_Told):
+    "A piece of a message; other kinds, such as pictures, are refused."
     type: Literal["text"]
     text: str
 
 class CalledFunction(_Loose):
+    "The function of a call, its arguments as JSON text."
     name: str
     arguments: str = "{}"
 
 class ToolCall(_Loose):
+    "A call that a model made earlier in the talk."
     id: str
     function: CalledFunction
 
 class ChatMessage(_Loose):
+    "A turn of the talk."
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
     tool_calls: list[ToolCall] | None = None
@@ -84,33 +94,40 @@ class ChatMessage(_Loose):
 
 # %% ../../nbs/592_inference.openai.ipynb #7e3f3530
 class FunctionSpec(_Told):
+    "A function that may be called."
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     description: str = ""
     parameters: dict[str, Any] = {}
     strict: bool | None = None  # a call is held to its schema in any case
 
 class Tool(_Told):
+    "A function, as the protocol wraps it."
     type: Literal["function"]
     function: FunctionSpec
 
 class NamedFunction(_Told):
+    "The name of a function."
     name: str
 
 class NamedTool(_Told):
+    "The one function that must be called."
     type: Literal["function"]
     function: NamedFunction
 
 class JsonShape(_Told):
+    "The shape that an answer has to have."
     name: str = "answer"
     description: str = ""
     shape: dict[str, Any] = Field(alias="schema")
     strict: bool | None = None
 
 class ResponseFormat(_Told):
+    "Text, any JSON object, or JSON of one shape."
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonShape | None = None
 
 class StreamOptions(_Loose):
+    "What a stream tells beside its text."
     include_usage: bool = False
 
 # %% ../../nbs/592_inference.openai.ipynb #3d08af1b

@@ -75,11 +75,14 @@ class ModelPool:
 
     def _taken(self, name: str, timeout: float | None) -> _Resident:
         "A resident with one more user."
-        needed, until = self._needed(name), None if timeout is None else monotonic() + timeout
+        needed, until = None, None if timeout is None else monotonic() + timeout
         with self._changed:
             while True:
                 if self._ended.is_set(): raise ModelUnavailable(ENDED)
                 if (resident := self._residents.get(name)) is None:
+                    if needed is None:
+                        needed = self._unlocked(self._needed, name)
+                        continue
                     if self._fits(needed): return self._loaded(name, needed)
                     if self._give_back_one(): continue
                 elif resident.model is not None:

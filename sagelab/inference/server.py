@@ -10,7 +10,7 @@ __all__ = ['LOG', 'HOST', 'SHORTEST_TOKEN', 'ENDING', 'GRACE', 'PATHS', 'LOOK_SE
 import asyncio, hashlib, hmac, logging, secrets, threading, time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from http.client import responses
 import tornado.web
@@ -18,7 +18,7 @@ from tornado.httpserver import HTTPServer
 from tornado.ioloop import PeriodicCallback
 from tornado.iostream import StreamClosedError
 from tornado.netutil import bind_sockets
-from ..core.errors import UnknownName, UsageError
+from ..core.errors import ModelError, UnknownName, UsageError
 from ..core.files import canonical_json
 from ..core.settings import Settings
 from ..core.stop import open_latch
@@ -152,7 +152,11 @@ class ModelServer:
             self.works.discard(found)
             self.turns.give(model)
         def with_model(clock, hear):
-            with self.pool.using(model, clock.left) as backend: return work(backend, clock, hear)
+            with ExitStack() as stack:
+                try: backend = stack.enter_context(self.pool.using(model, clock.left))
+                # What is wrong with a model's card is not the client's fault.
+                except UsageError as error: raise ModelError(f"{model} cannot be loaded: {error}") from None
+                return work(backend, clock, hear)
         self.works.add(found)
         found.start(self.threads, with_model, self.latch, done)
         return found
