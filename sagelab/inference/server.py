@@ -18,7 +18,7 @@ from tornado.httpserver import HTTPServer
 from tornado.ioloop import PeriodicCallback
 from tornado.iostream import StreamClosedError
 from tornado.netutil import bind_sockets
-from ..core.errors import ModelError, UnknownName, UsageError
+from ..core.errors import ModelError, SageLabError, UnknownName, UsageError
 from ..core.files import canonical_json
 from ..core.settings import Settings
 from ..core.stop import open_latch
@@ -62,24 +62,27 @@ class Door:
 # %% ../../nbs/595_inference.server.ipynb #bb50d4d5
 class Work:
     "One question, at work in a thread."
-    def __init__(self, seconds: float):
-        self.cancel, self.until, self._pieces = threading.Event(), time.monotonic() + seconds, asyncio.Queue()
-        self._loop, self._result, self.clock = asyncio.get_running_loop(), None, None
+    def __init__(self,
+        seconds: float,  # until it has to be answered, waiting and loading included
+        latch,  # of the lab
+    ):
+        self.cancel, self._pieces, self._loop, self._result = threading.Event(), asyncio.Queue(), asyncio.get_running_loop(), None
+        self.clock = Clock(seconds, self.cancel, latch)
 
     def start(self,
         threads: ThreadPoolExecutor,
         work: Callable,  # (clock, hear) -> what comes out
-        latch,  # of the lab
         done: Callable[[], None],  # called on the loop when the thread has really ended
     ) -> None:
         "Begin; somebody's turn has come."
         def run():
-            self.clock = Clock(max(0.0, self.until - time.monotonic()), self.cancel, latch)
             self.clock.check()
             return work(self.clock, lambda piece: self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece))
         thread = threads.submit(run)
         thread.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._end, done))
         self._result = asyncio.wrap_future(thread)
+        # What goes wrong when nobody waits for it any more is nobody's news.
+        self._result.add_done_callback(lambda result: result.cancelled() or result.exception())
 
     def _end(self, done: Callable):
         self._pieces.put_nowait(None)
@@ -88,7 +91,7 @@ class Work:
     @property
     def late(self) -> bool:
         "Whether the time is over."
-        return time.monotonic() >= self.until
+        return self.clock.left == 0.0
 
     async def pieces(self) -> AsyncIterator[str]:
         "What the model says, as it comes."
@@ -143,7 +146,7 @@ class ModelServer:
         work: Callable,  # (Backend, Clock, hear) -> what comes out
     ) -> Work:
         "Wait for a turn, and begin."
-        found = Work(self.settings.serve.timeout_seconds)
+        found = Work(self.settings.serve.timeout_seconds, self.latch)
         await self.turns.take(self.known(model))
         if self.ending:
             self.turns.give(model)
@@ -158,7 +161,7 @@ class ModelServer:
                 except UsageError as error: raise ModelError(f"{model} cannot be loaded: {error}") from None
                 return work(backend, clock, hear)
         self.works.add(found)
-        found.start(self.threads, with_model, self.latch, done)
+        found.start(self.threads, with_model, done)
         return found
 
     def answer(self, asked: Asked, backend: Backend, clock: Clock, hear: Callable) -> Answer:
@@ -175,7 +178,7 @@ class _Handler(tornado.web.RequestHandler):
     path_name, counts, wants_token = "other", True, True
 
     def initialize(self, server: ModelServer):
-        self.server, self.work, self.gone, self.refusal, self.error = server, None, False, None, ""
+        self.server, self.work, self.gone, self.refusal, self.error, self._task = server, None, False, None, "", None
         self.started, self.body, self.most = time.monotonic(), bytearray(), int(server.settings.serve.max_body_mb * 2**20)
 
     def set_default_headers(self):
@@ -199,8 +202,8 @@ class _Handler(tornado.web.RequestHandler):
         "Answer, or say why not."
         try:
             if self.refusal: raise self.refusal
-            task = self._task = asyncio.ensure_future(answer())
-            async with asyncio.timeout(self.server.settings.serve.timeout_seconds + GRACE): await task
+            self._task = asyncio.ensure_future(answer())
+            async with asyncio.timeout(self.server.settings.serve.timeout_seconds + GRACE): await self._task
         except asyncio.CancelledError:
             if not self.gone: raise
         except StreamClosedError: self.on_connection_close()
@@ -229,9 +232,10 @@ class _Handler(tornado.web.RequestHandler):
 
     def on_connection_close(self):
         "The client hung up."
+        if self.gone: return
         self.gone, self.error = True, self.error or "hung_up"
         if self.work: self.work.cancel.set()
-        if task := getattr(self, "_task", None): task.cancel()
+        if self._task: self._task.cancel()
         if not self._finished: self.server.metrics.count_request(self.path_name, 499, time.monotonic() - self.started, self.error)
 
     def on_finish(self):
@@ -239,7 +243,8 @@ class _Handler(tornado.web.RequestHandler):
         if self.gone: return
         failed = status >= 500 or (self.error != "" and self._headers_written and status == 200)
         self.server.metrics.count_request(self.path_name, status, seconds, self.error)
-        if self.counts and self.request.method == "POST" and status != 401: self.server.recent.add(seconds, failed)
+        # A refusal at the door is quick, and says nothing of how well the models answer.
+        if self.work or self.error == "defect": self.server.recent.add(seconds, failed)
         self.server.look()
 
 # %% ../../nbs/595_inference.server.ipynb #63a1763a
@@ -413,5 +418,8 @@ def lab_server(
 ) -> ModelServer:
     "The models of a lab, as a server."
     catalogue = Catalogue(settings)
-    def names(): return {card.name: int(datetime.fromisoformat(card.added).timestamp()) for card in catalogue.cards() if only in ("", card.name)}
+    def added(name: str) -> int:
+        try: return int(datetime.fromisoformat(catalogue.get(name).added).timestamp())
+        except SageLabError: return 0  # a card that is damaged says so when its model is asked
+    def names(): return {name: added(name) for name in catalogue.names() if only in ("", name)}
     return ModelServer(settings, lab_pool(settings), names, token)
