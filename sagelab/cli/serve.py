@@ -34,8 +34,8 @@ def continue_config(
 
 # %% ../../nbs/966_cli.serve.ipynb #10c75002
 def serve_verb(
-    model: Annotated[str, typer.Option("-m", "--model", help="Serve this one alone, and load it at once.  [default: all of this lab, each when it is first asked]")] = "",
-    port: Annotated[Optional[int], typer.Option("--port", min=0, max=65535, help="Port on loopback; 0: one that is free.  [default: settings.ini, [serve] port]")] = None,
+    model: Annotated[str, typer.Option("-m", "--model", help="Serve this one alone, and load it at once; without it all of this lab, each when it is first asked.")] = "",
+    port: Annotated[Optional[int], typer.Option("--port", min=0, max=65535, help="Port on loopback; 0: one that is free. Without it: what settings.ini says.")] = None,
     for_continue: Annotated[bool, typer.Option("--continue-config", help="Print a configuration for the editor extension Continue instead of address and token.")] = False,
     as_json: Json = False,
 ):
