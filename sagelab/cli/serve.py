@@ -51,9 +51,11 @@ def serve_verb(
         with _fetching(as_json) as told: Catalogue(settings).get(ready_model(settings, model, told))
     server = lab_server(settings, token, model)
     def announce():
-        names, embedding = sorted(server.names()), {card.name for card in Catalogue(settings).cards() if card.backend == "embedding"}
+        names = sorted(server.names())
         if as_json: print_json({"url": server.url, "token": None if own else token, "port": server.port, "pid": os.getpid(), "lab": str(settings.root), "models": names})
-        elif for_continue: print(continue_config(server.url, "" if own else token, [name for name in names if name not in embedding], sorted(embedding & {*names})), end="")
+        elif for_continue:
+            embedding = [name for name in names if Catalogue(settings).get(name).backend == "embedding"]
+            print(continue_config(server.url, "" if own else token, [name for name in names if name not in embedding], embedding), end="")
         else: print(f"Address: {server.url}\nToken: {f'as in {TOKEN}' if own else token}")
         # Whoever reads this through a pipe waits for it.
         print(end="", flush=True)
