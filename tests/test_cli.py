@@ -6,7 +6,7 @@ import pytest
 from sagelab.cli.main import main
 from sagelab.data.store import load_bars
 
-VERBS = [[], ["demo"], ["init"], ["backtest"], ["sweep"], ["run"], ["replay"], ["runs"], ["check"], ["lab"], ["data"], ["data", "list"], ["data", "show"],
+VERBS = [[], ["demo"], ["init"], ["backtest"], ["sweep"], ["run"], ["replay"], ["runs"], ["check"], ["lab"], ["serve"], ["data"], ["data", "list"], ["data", "show"],
          ["data", "import"], ["data", "verify"], ["strategy"], ["strategy", "list"], ["strategy", "show"], ["ledger"], ["ledger", "verify"], ["ledger", "tail"]]
 
 

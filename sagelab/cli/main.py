@@ -14,7 +14,7 @@ from ..core.stop import quick_stop
 def build_app():  # typer.Typer
     "All verbs."
     import typer
-    from sagelab.cli import dashboard, experiment, kernels, lab, market, models, policy, trading
+    from sagelab.cli import dashboard, experiment, kernels, lab, market, models, policy, serve, trading
     app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
                       help="A research lab whose numbers can be trusted: they re-run bit for bit, and every run says what it depends on.",
                       epilog="Start with `sagelab demo`. An error is one sentence; --debug shows the traceback.")
@@ -22,6 +22,7 @@ def build_app():  # typer.Typer
     for verb, name, panel in ((lab.demo_verb, "demo", work), (lab.init_verb, "init", work), (market.backtest_verb, "backtest", work),
                               (market.sweep_verb, "sweep", work), (lab.run_verb, "run", work), (lab.replay_verb, "replay", work), (lab.lab_verb, "lab", work),
                               (trading.replay_market_verb, "replay-market", work), (trading.paper_verb, "paper", work), (models.ask_verb, "ask", work),
+                              (serve.serve_verb, "serve", work),
                               (trading.guard_verb, "guard", doubt), (policy.stop_verb, "stop", doubt), (policy.resume_verb, "resume", doubt),
                               (dashboard.dashboard_verb, "dashboard", look), (dashboard.overview_verb, "overview", look),
                               (lab.runs_verb, "runs", look), (lab.check_verb, "check", look)):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RESERVED_ENVIRONMENT', 'Section', 'LabSettings', 'DataSettings', 'TradingSettings', 'StrategySettings',
            'SweepSettings', 'KernelSettings', 'GridSettings', 'DashboardSettings', 'ModelSettings', 'RouterSettings',
-           'PolicySettings', 'RiskSettings', 'PaperSettings', 'LiveSettings', 'ExperimentSettings', 'PromotionSettings',
-           'Settings', 'sections', 'find_lab', 'load_settings']
+           'ServeSettings', 'PolicySettings', 'RiskSettings', 'PaperSettings', 'LiveSettings', 'ExperimentSettings',
+           'PromotionSettings', 'Settings', 'sections', 'find_lab', 'load_settings']
 
 # %% ../../nbs/020_core.settings.ipynb #b16e8aa6
 import configparser, os
@@ -84,6 +84,8 @@ class ModelSettings(Section):
     default: str = "smollm2"
     profile: str = "deterministic"
     profiles: tuple[str, ...] = ("deterministic 0 1 42", "balanced 0.7 0.9 42", "creative 1 0.95 42")
+    memory_mb: int = Field(0, ge=0)
+    idle_seconds: float = Field(600.0, ge=0)
 
     @field_validator("profiles")
     @classmethod
@@ -129,6 +131,20 @@ def _prices(route: str) -> tuple[str, tuple[float, float]]:
         if min(read, written) < 0: raise ValueError
         return name, (read, written)
     except ValueError: raise ValueError(f"{route!r} is not NAME, or NAME and two prices of a million tokens, read and written, e.g. gpt 0.5 1.5") from None
+
+# %% ../../nbs/020_core.settings.ipynb #d4ba7534
+class ServeSettings(Section):
+    "[serve]: the lab's models for other programs; see sagelab.inference.server."
+    port: int = Field(0, ge=0, le=65535)
+    requests_per_minute: int = Field(120, ge=0)
+    queue: int = Field(16, ge=0)
+    timeout_seconds: float = Field(300.0, gt=0)
+    max_body_mb: float = Field(4.0, gt=0)
+    max_tokens: int = Field(1024, ge=1)
+    alert_latency_seconds: float = Field(0.0, ge=0)
+    alert_error_rate: float = Field(0.0, ge=0, le=1)
+    alert_memory_mb: int = Field(0, ge=0)
+    alert_queue: int = Field(0, ge=0)
 
 # %% ../../nbs/020_core.settings.ipynb #7032fbbc
 class PolicySettings(Section):
@@ -195,6 +211,7 @@ class Settings(BaseModel):
     grid: GridSettings = GridSettings()
     dashboard: DashboardSettings = DashboardSettings()
     models: ModelSettings = ModelSettings()
+    serve: ServeSettings = ServeSettings()
     router: RouterSettings = RouterSettings()
     policy: PolicySettings = PolicySettings()
     risk: RiskSettings = RiskSettings()
@@ -240,8 +257,8 @@ def _read_ini(path: Path) -> dict[str, dict[str, str]]:
     return {name: dict(parser[name]) for name in parser.sections()}
 
 # %% ../../nbs/020_core.settings.ipynb #9c502f39
-# Not settings: the first says which lab, the others belong to the programs that a lab starts.
-RESERVED_ENVIRONMENT = frozenset({"SAGELAB_LAB", "SAGELAB_DEBUG", "SAGELAB_ACTOR", "SAGELAB_READ_ONLY"})
+# Not settings: the first says which lab, the last is a secret, the others belong to the programs that a lab starts.
+RESERVED_ENVIRONMENT = frozenset({"SAGELAB_LAB", "SAGELAB_DEBUG", "SAGELAB_ACTOR", "SAGELAB_READ_ONLY", "SAGELAB_SERVE_TOKEN"})
 
 def _split(name: str, where: str) -> tuple[str, str]:
     "Turn `trading_fee` into its section and key; refuse what names neither."
