@@ -42,6 +42,12 @@ def test_every_verb_has_help(verb, capsys):
     assert "Usage: sagelab" in capsys.readouterr().out
 
 
+def test_help_shows_what_stands_in_brackets(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["ask", "--help"]) == 0
+    assert "[default: settings.ini, [models] default]" in capsys.readouterr().out
+
+
 def test_backtest_json(ask):
     code, told = ask("backtest", "sma_cross", "--symbol", "SP500", "-c", "fast=10", "-c", "slow=30", "--fee", "0.001", "--fill", "close")
     assert code == 0 and {"strategy", "symbol", "bars", "metrics", "data_sha256", "trades_sha256"} <= set(told)

@@ -15,7 +15,7 @@ def build_app():  # typer.Typer
     "All verbs."
     import typer
     from sagelab.cli import dashboard, experiment, kernels, lab, market, models, policy, serve, trading
-    app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode="markdown",
                       help="A research lab whose numbers can be trusted: they re-run bit for bit, and every run says what it depends on.",
                       epilog="Start with `sagelab demo`. An error is one sentence; --debug shows the traceback.")
     work, doubt, look = "Work", "Doubt and decide", "Look and check"
