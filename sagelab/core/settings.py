@@ -32,6 +32,7 @@ class DataSettings(Section):
     "[data]: where market data lives and how it is fetched."
     market: str = "data/market"
     samples: str = "data/samples"
+    news: str = "data/news"
     requests_per_second: float = Field(5.0, gt=0)
     retries: int = Field(5, ge=0, le=20)
     timeout_seconds: float = Field(20.0, gt=0)
