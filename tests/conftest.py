@@ -2,6 +2,7 @@
 import os
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,6 +74,18 @@ def weights() -> Path:
     "The weights of a small instruct model, as `make test` fetches them."
     found = REPOSITORY/".sagelab"/"models"/"smollm2.gguf"
     return require(found if found.exists() else None, "no model found: sagelab model add smollm2")
+
+
+@pytest.fixture(scope="session")
+def folder(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "The same weights as a folder of safetensors, which is loaded at once; a GGUF file takes PyTorch many seconds."
+    from sagelab.inference.transformers import TransformersConfig, TransformersModel
+    missing = [name for name in ("torch", "transformers", "accelerate", "gguf", "llguidance") if not find_spec(name)]
+    require(not missing, f"not installed: {', '.join(missing)}. Try: pip install 'sagelab[transformers]'")
+    with TransformersModel(TransformersConfig(path=weights, context=512, threads=1, device="cpu", dtype="float32")) as packed:
+        folder = packed.save(tmp_path_factory.mktemp("unpacked")/"smollm2")
+        (folder.parent/"said").write_text(packed.complete("Say hello.", sampling={"max_tokens": 8}).text)
+    return folder
 
 
 @pytest.fixture

@@ -5,15 +5,12 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 import pytest
-from conftest import require
 from pydantic import BaseModel, Field
 
 from sagelab.core.errors import AnswerError, ContextError, ModelError, ModelUnavailable, Stopped, UsageError
@@ -22,17 +19,7 @@ from sagelab.core.stop import Latch
 from sagelab.inference.base import Message, Model
 from sagelab.inference.catalogue import Catalogue, get_model
 from sagelab.inference.tokens import Engine
-from sagelab.inference.transformers import TransformersConfig, TransformersModel, unpack
-
-NEEDED = ("torch", "transformers", "accelerate", "gguf", "llguidance")
-
-
-@pytest.fixture(scope="session")
-def folder(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    "The weights as a folder of safetensors: what a GGUF file takes seconds to be read from is loaded from there at once."
-    missing = [name for name in NEEDED if not find_spec(name)]
-    require(not missing, f"not installed: {', '.join(missing)}. Try: pip install 'sagelab[transformers]'")
-    return unpack(weights, tmp_path_factory.mktemp("unpacked")/"smollm2")
+from sagelab.inference.transformers import TransformersConfig, TransformersModel
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +50,15 @@ def test_the_first_words_are_those_of_the_library_itself(model: TransformersMode
         assert reply.text == engine.tokenizer.decode(said, skip_special_tokens=True) and reply.usage.prompt == given["input_ids"].shape[1]
 
 
-def test_a_gguf_file_and_its_folder_are_the_same_model(weights: Path, model: TransformersModel):
-    with TransformersModel(TransformersConfig(path=weights, context=512, threads=1, device="cpu", dtype="float32")) as packed:
-        ours, theirs = dict(model._engine.model.state_dict()), dict(packed._engine.model.state_dict())
-        assert ours.keys() == theirs.keys() and all(bool((ours[key] == theirs[key]).all()) for key in ours)
-        assert packed.complete("Say hello.", sampling={"max_tokens": 6}).text == (fresh(model) and model.complete("Say hello.", sampling={"max_tokens": 6}).text)
+def test_a_gguf_file_and_its_folder_are_the_same_model(weights: Path, folder: Path, model: TransformersModel):
+    "The file's own numbers, unpacked by another library, are what runs; and what ran from the file said the same."
+    import gguf
+    from sagelab.inference.weights import read_weights
+    row = next(tensor for tensor in gguf.GGUFReader(weights).tensors if tensor.name == "blk.3.ffn_down.weight")
+    ours = model._engine.model.get_parameter("model.layers.3.mlp.down_proj.weight").detach().numpy()
+    assert np.array_equal(ours, gguf.quants.dequantize(row.data, row.tensor_type)) and read_weights(weights).parameters == model._engine.model.num_parameters()
+    fresh(model)
+    assert (folder.parent/"said").read_text() == model.complete("Say hello.", sampling={"max_tokens": 8}).text
 
 
 def test_a_beginning_of_the_answer_is_gone_on_from(model: TransformersModel):
@@ -132,7 +123,7 @@ class Event(BaseModel):
 
 
 def test_every_answer_fits_a_schema_with_bounds(model: TransformersModel):
-    for seed in range(3):
+    for seed in range(2):
         reply = model.complete("Oracle buys Sun for 7.4 billion. Describe it as JSON.", Event, {"temperature": 1.0, "seed": seed, "max_tokens": 120}, retries=0)
         assert isinstance(reply.parsed, Event) and reply.attempts == 1
     with pytest.raises(AnswerError, match="more max_tokens may help"): model.complete("Describe a merger as JSON.", Event, {"max_tokens": 3}, retries=0)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LIMIT_FILES', 'STACKS', 'PROBE_SECONDS', 'PIECE', 'TIE', 'free_memory', 'cores', 'Device', 'devices', 'probe_threads',
-           'best_threads', 'check_room']
+           'best_threads', 'choose_threads', 'check_room']
 
 # %% ../../nbs/550_inference.hardware.ipynb #675fcbc1
 import hashlib, os, platform, shutil, subprocess, threading
@@ -114,6 +114,16 @@ def best_threads(
     for count in sorted(probe):
         if probe[count] > probe[best] * TIE: best = count
     return best
+
+def choose_threads(
+    asked: int,  # 0: measure
+) -> tuple[int, str]:
+    "How many threads, and why."
+    if asked: return asked, f"{asked} threads, as asked"
+    probe = probe_threads()
+    best = best_threads(probe)
+    said = ", ".join(f"{count}: {speed:.2f}x" for count, speed in probe.items())
+    return best, f"{best} thread{'s' * (best > 1)}, measured ({said})"
 
 # %% ../../nbs/550_inference.hardware.ipynb #c3f691ab
 def check_room(

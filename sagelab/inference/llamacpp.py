@@ -16,7 +16,7 @@ from ..core.errors import ContextError, MissingExtra, ModelError, UsageError
 from ..core.plugins import PluginConfig
 from .base import About, Backend, Clock, Message, Reply, Request, Usage
 from .choice import score_by_words
-from .hardware import best_threads, check_room, devices, probe_threads
+from .hardware import check_room, choose_threads, devices
 from .weights import Weights, read_weights
 
 # %% ../../nbs/560_inference.llamacpp.ipynb #9a2064b0
@@ -56,14 +56,6 @@ def memory_needed(
     return weights.bytes + 2 * 2 * sizes[3] * context * slots * width * kv_heads // heads + 64 * 2**20
 
 # %% ../../nbs/560_inference.llamacpp.ipynb #78159eaa
-def _threads(config: LlamaCppConfig) -> tuple[int, str]:
-    "How many threads, and why."
-    if config.threads: return config.threads, f"{config.threads} threads, as asked"
-    probe = probe_threads()
-    best = best_threads(probe)
-    said = ", ".join(f"{count}: {speed:.2f}x" for count, speed in probe.items())
-    return best, f"{best} thread{'s' * (best > 1)}, measured ({said})"
-
 def _gpu_layers(config: LlamaCppConfig, library) -> tuple[int, str]:
     "How many layers go to an accelerator, and why."
     usable = [d["name"] for d in library.get_device_info() if d["name"] != "CPU"]
@@ -86,7 +78,7 @@ class LlamaCppModel(Backend):
             raise UsageError(f"{weights.name} was trained to read {weights.context:,} tokens, not {context:,}. Try: context = {weights.context}")
         name = config.name or config.path.stem
         check_room(name, memory_needed(weights, context, config.slots))
-        threads, why = _threads(config)
+        threads, why = choose_threads(config.threads)
         layers, where = _gpu_layers(config, library)
         self._server = self._load(library, context, threads, layers)
         self.about = About(name, "llamacpp", context, constrains=True, scores=True, slots=config.slots, cutoff=config.cutoff, notes=(where, why))

@@ -7,7 +7,7 @@ __all__ = ['BROKEN', 'LONGEST_CHARACTER', 'GRAMMAR', 'ANCHOR', 'PATIENCE', 'Voic
            'Engine', 'score_options', 'TokenModel']
 
 # %% ../../nbs/555_inference.tokens.ipynb #9d32353a
-import threading
+import ctypes, gc, threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -211,6 +211,12 @@ def score_options(
     return [float(np.logaddexp.reduce([of(one) for one in several])) for several in tails]
 
 # %% ../../nbs/555_inference.tokens.ipynb #a0d742fa
+def _give_back() -> None:
+    "Free what only circles hold, and hand it to the system: glibc would keep it for later."
+    gc.collect()
+    try: ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError): pass  # another C library
+
 PATIENCE = 0.05  # seconds between two looks at the clock while another question is answered
 
 class TokenModel(Backend):
@@ -279,3 +285,4 @@ class TokenModel(Backend):
     def close(self) -> None:
         "Give back the memory; an answer that is being written is written to its end."
         self._engine = None
+        _give_back()
