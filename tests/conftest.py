@@ -88,6 +88,13 @@ def folder(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    "The weights of a small embedding model, as `make test` fetches them."
+    found = REPOSITORY/".sagelab"/"models"/"minilm.gguf"
+    return require(found if found.exists() else None, "no embedding model found: sagelab model add minilm")
+
+
 @pytest.fixture
 def browser() -> Iterator["Browser"]:
     "A headless Chromium. One per test: Playwright's loop would stand in the way of every later `asyncio.run`."

@@ -90,6 +90,7 @@ class Reply:
     parsed: Any = None  # the checked value, when there was a schema
     attempts: int = 1  # how often it was asked until the answer fitted
     route: tuple[str, ...] = ()  # what a router decided, one step each
+    source: str = ""  # where it was taken from, when the model was not asked
 
     @property
     def tokens_per_second(self) -> float:

