@@ -60,6 +60,8 @@ def read_converted(
 # %% ../../nbs/563_inference.onnx.ipynb #82a6f7d4
 class _Onnx(Engine):
     "A model of onnxruntime-genai."
+    portion = 512
+
     def __init__(self, library, path: Path, context: int, threads: int, ends: Sequence[int]):
         super().__init__()
         config = library.Config(str(path))
