@@ -1,6 +1,6 @@
 # SageLab. `make` alone lists what there is. Works with GNU make 3.81 (macOS) and newer.
 .DEFAULT_GOAL := help
-.PHONY: demo test lab export sync bench readme clean help
+.PHONY: demo test backends lab export sync bench readme clean help
 .SUFFIXES:
 
 # Any Python from 3.11 on: the first one that is found, or `make PYTHON=/path/to/python demo`.
@@ -52,11 +52,18 @@ demo: .venv/.installed ## the main job on the bundled sample: backtest, report, 
 lab: .venv/.installed ## JupyterLab on this lab
 	$(BIN)/sagelab lab
 
-# The tests ask a real model. It is fetched before them, for they open no connection to another machine.
-.sagelab/models/smollm2.json: | .venv/.installed-dev
-	@$(BIN)/sagelab model add smollm2 >/dev/null || echo "The tests that ask a model are left out." >&2
+# The tests ask real models. They are fetched before, for tests open no connection to another machine.
+MODELS := .sagelab/models/smollm2.json .sagelab/models/minilm.json
+$(MODELS): | .venv/.installed-dev
+	@$(BIN)/sagelab model add $(basename $(notdir $@)) >/dev/null || echo "The tests that ask $(basename $(notdir $@)) are left out." >&2
 
-test: .venv/.installed-dev .sagelab/models/smollm2.json ## every notebook of the book, then tests/
+# PyTorch without CUDA is a tenth of its size; some installers are told of a folder with such a wheel.
+TORCH = $(firstword $(wildcard $(addsuffix /torch-*+cpu*.whl,$(PIP_FIND_LINKS))))
+
+backends: .venv/.installed-dev ## what `make test` asks when it is there: large libraries, one of them compiled
+	$(INSTALL) $(TORCH) -e '.[dev,transformers,onnx,mlx,llamacpp,prompts]'
+
+test: .venv/.installed-dev $(MODELS) ## every notebook of the book, then tests/
 	$(BIN)/nbdev-test --n-workers $(NOTEBOOK_WORKERS) --skip-folder-re '^([_.]|experiments$$|dashboards$$)'
 	$(PYTEST)
 
