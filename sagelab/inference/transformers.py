@@ -50,11 +50,11 @@ def read_folder(
     path: Path,  # a folder of safetensors
 ) -> tuple[dict, int, str]:  # config.json, numbers in all tensors, how they are packed
     "Look at a folder of weights without loading it; raises `ModelError`."
-    try: from safetensors import SafetensorError, safe_open
-    except ImportError: raise MissingExtra("safetensors", "transformers") from None
     try: config = json.loads((path/"config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error: raise ModelError(f"{path} is no folder of weights: config.json: {getattr(error, 'strerror', None) or error}. Try: a folder with config.json, a tokeniser and .safetensors") from None
     if not isinstance(config, dict): raise ModelError(f"{path} is no folder of weights: its config.json holds no settings.")
+    try: from safetensors import SafetensorError, safe_open
+    except ImportError: raise MissingExtra("safetensors", "transformers") from None
     numbers, kinds = 0, set()
     for file in (files := sorted(path.glob("*.safetensors"))):
         try:
