@@ -1,5 +1,5 @@
 """Memory of a model over 3,000 calls of all kinds: what it takes after the first hundred is what it takes at the end."""
-import gc, itertools, os, sys, threading, time
+import gc, itertools, sys, threading, time
 from pathlib import Path
 import psutil
 from measure import publish
