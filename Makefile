@@ -60,8 +60,14 @@ $(MODELS): | .venv/.installed-dev
 # PyTorch without CUDA is a tenth of its size; some installers are told of a folder with such a wheel.
 TORCH = $(firstword $(wildcard $(addsuffix /torch-*+cpu*.whl,$(PIP_FIND_LINKS))))
 
+# What was compiled once is kept: llama.cpp takes minutes, and installers forget it.
+WHEELS = $(HOME)/.cache/sagelab/wheels
+COMPILED = llama-cpp-python>=0.3.16
+
 backends: .venv/.installed-dev ## what `make test` asks when it is there: large libraries, one of them compiled
-	$(INSTALL) $(TORCH) -e '.[dev,transformers,onnx,mlx,llamacpp,prompts]'
+	@mkdir -p "$(WHEELS)"
+	@ls "$(WHEELS)"/llama_cpp_python-*.whl >/dev/null 2>&1 || "$(PYTHON)" -m pip wheel --quiet --no-deps --wheel-dir "$(WHEELS)" '$(COMPILED)' || true
+	$(INSTALL) --find-links "$(WHEELS)" $(TORCH) -e '.[dev,transformers,onnx,mlx,llamacpp,prompts]'
 
 test: .venv/.installed-dev $(MODELS) ## every notebook of the book, then tests/
 	$(BIN)/nbdev-test --n-workers $(NOTEBOOK_WORKERS) --skip-folder-re '^([_.]|experiments$$|dashboards$$)'
