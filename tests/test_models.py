@@ -41,6 +41,11 @@ def test_a_model_answers_and_says_how(model: LlamaCppModel):
     assert model.about.notes[0] == "on the CPU" or model.about.notes[0].startswith("on ")
 
 
+def test_messages_that_a_template_refuses_are_an_error(model: LlamaCppModel):
+    twice = [Message("user", "Well?"), Message("assistant", "Yes"), Message("assistant", "and no")]
+    with pytest.raises(ModelError, match="llama.cpp"): model.complete(twice, sampling={"max_tokens": 4})
+
+
 def test_one_seed_gives_one_answer_in_one_state(weights: Path):
     answers = set()
     for _ in range(2):

@@ -50,6 +50,14 @@ def concordance(scores: list[float], levels: list[int]) -> float:
 
 # What it says
 
+def test_a_story_that_was_told_is_not_new(lab: Path, minilm: Path, words: WordReader):
+    Catalogue(load_settings(lab)).add("minilm", str(minilm))
+    told = ["Apple beats profit estimates on strong iPhone sales", "Strong iPhone sales lift Apple's profit above estimates", "Apple is sued over its App Store fees in Brussels"]
+    add_news([news(text, f"2024-01-0{day}T12:00Z") for day, text in enumerate(told, 1)], lab/"data"/"news")
+    first, again, other = [signal.novelty for signal in get_signals("AAPL", names=["Apple"], model=None, embedder="minilm", lab=lab)]
+    assert first == 1.0 and again < 0.35 < other and get_signals("AAPL", names=["Apple"], model=None, lab=lab)[0].novelty is None
+
+
 def test_the_model_hears_what_words_do_not(model: LlamaCppModel, words: WordReader):
     told = [("Target's comparable sales decline for a second straight quarter", -1), ("The film is one long yawn from start to finish", -1), ("Nothing about this camera works as it should", -1),
             ("I would buy this phone again tomorrow", 1), ("Visa earnings rise as travel rebounds", 1), ("The plot keeps you on the edge of your seat", 1),

@@ -108,7 +108,8 @@ class LlamaCppModel(Backend):
         "Ask llama.cpp's server; raises `ModelError` after `close`."
         server = self._server  # kept here while it works, whoever closes the model meanwhile
         if server is None: raise ModelError(f"{self.about.id} is closed. Try: get_model({self.about.id!r})")
-        return server.handle_chat_completions(*given)
+        try: return server.handle_chat_completions(*given)
+        except (ValueError, RuntimeError) as error: raise ModelError(f"llama.cpp does not take these messages: {error}. Try: roles in turn, one system message at the start") from None
 
     def generate(self, request: Request, hear: Callable, clock: Clock) -> Reply:
         s = request.sampling

@@ -282,9 +282,10 @@ def unnamed_models(
     bars,  # Bars
 ) -> tuple[str, ...]:  # a sentence each
     "Doubt the models that a run asked and that neither its strategy nor its signals speak of."
+    # A source may name the weights behind the model's name.
     found, spoken_of = [], {s.source for s in signals if s.cutoff}
     for model in models:
-        if model["id"] in spoken_of or strategy.knowledge_cutoff: continue
+        if strategy.knowledge_cutoff or any(f"{source} ".startswith(f"{model['id']} ") for source in spoken_of): continue
         if not model["cutoff"]: found.append(f"The run asked {model['id']}, and until when its training texts go is not known: it may remember what came next.")
         else: found.extend(cutoff_warnings(SimpleNamespace(knowledge_cutoff=model["cutoff"]), [], bars))
     return tuple(found)

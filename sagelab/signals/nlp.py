@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SENTIMENT', 'IMPACT', 'CALIBRATIONS', 'LEAD', 'HUGE', 'NEVER', 'NewsSignal', 'shipped_calibration', 'WordReader',
-           'ModelReader', 'signal_of', 'get_signals']
+           'ModelReader', 'novelty', 'signal_of', 'get_signals']
 
 # %% ../../nbs/590_signals.nlp.ipynb #6c904ad2
 import json, os
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+import numpy as np
 import sagelab
 from ..core.errors import ContextError, MissingExtra, ModelError, UnknownName, UsageError
 from ..core.files import sha256
@@ -35,6 +36,7 @@ class NewsSignal(Signal):
     language: str = ""  # ISO 639-1; empty: not looked at
     publisher: str = ""
     url: str = ""
+    novelty: float | None = None  # 0 (said before in the same words) .. 1 (nothing like it before); None: not looked at
     fallback: str = ""  # why no model spoke; empty: one did
     notes: tuple[str, ...] = ()  # what was left out or could not be done
 
@@ -147,6 +149,22 @@ def _reader(model, lexicon: str, calibration: Calibration | None, settings) -> "
     found.close()
     return WordReader(lexicon, f"{found.about.id} does not tell how likely its words are")
 
+# %% ../../nbs/590_signals.nlp.ipynb #9bab651e
+def novelty(
+    vectors,  # one unit vector a text, in the order in which they were known: float32 (n, d)
+) -> list[float]:  # 0 (said before) .. 1
+    "How far each text is from the nearest one before it."
+    return [1.0 if i == 0 else float(np.clip(1 - (vectors[:i] @ vector).max(), 0, 1)) for i, vector in enumerate(vectors)]
+
+def _with_novelty(signals: list[NewsSignal], texts: list[str], embedder, settings) -> list[NewsSignal]:
+    "Signals that know how new they are."
+    if not signals or not embedder: return signals
+    model = get_model(embedder, settings.root) if isinstance(embedder, str) else embedder
+    try: found = novelty(np.asarray(model.embed([clean(text) for text in texts])))
+    finally:
+        if isinstance(embedder, str): model.close()
+    return [replace(signal, novelty=new) for signal, new in zip(signals, found)]
+
 # %% ../../nbs/590_signals.nlp.ipynb #592a0a1f
 def _foreign(text: str) -> tuple[str, str]:
     "A text's language, and a note when it could not be looked at."
@@ -180,6 +198,7 @@ def get_signals(
     model="",  # a model's name, or a Model; default: the lab's, and a lexicon when there is none; None: only the lexicon
     lexicon: str = "vader",  # who speaks when no model does: vader or loughran-mcdonald
     calibration: Calibration | None = None,  # of SENTIMENT, for this model; default: what SageLab brings
+    embedder="",  # a model that embeds, or its name, e.g. minilm: says how new each text is among those that are found
     lab: str | os.PathLike | None = None,  # a folder in the lab; default: the current one
 ) -> list[NewsSignal]:  # by the time when they are known
     "What the news of a lab say about an entity."
@@ -189,6 +208,7 @@ def get_signals(
     found = [news for news in load_news(timeframe, as_of, news_folder(settings.root)) if is_about(news, entity, names)]
     if not found: return []
     reader = _reader(model, lexicon, calibration, settings)
-    try: return [signal_of(news, entity, reader) for news in found]
+    try: signals = [signal_of(news, entity, reader) for news in found]
     finally:
         if isinstance(model, str) and isinstance(reader, ModelReader): reader.close()
+    return _with_novelty(signals, [news.text for news in found], embedder, settings)
