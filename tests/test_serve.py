@@ -362,6 +362,15 @@ class Lengths(EchoModel):
     def embed(self, texts): return np.array([[len(text), 0.1] for text in texts], np.float32)
 
 
+def test_a_small_embedding_model_is_served(lab: Path, minilm: Path):
+    Catalogue(load_settings(lab)).add("minilm", str(minilm))
+    with serving(lab) as served, served.client() as client:
+        found = client.embeddings.create(model="minilm", input=["Profit rises", "Earnings go up", "It rains in Bergen"]).data
+        near, far = (float(np.dot(found[0].embedding, one.embedding)) for one in found[1:])
+        assert len(found[0].embedding) == 384 and near > far + 0.2
+        with pytest.raises(openai.BadRequestError): client.chat.completions.create(model="minilm", messages=[{"role": "user", "content": "Hello"}])
+
+
 def test_embeddings(lab: Path):
     pool = ModelPool(lambda name: Lengths(), lambda name: 1)
     with in_background(ModelServer(load_settings(lab), pool, lambda: {"lengths": 1}, "a-token-of-our-own-for-this")) as url, openai.OpenAI(base_url=url, api_key="a-token-of-our-own-for-this", max_retries=0) as client:
