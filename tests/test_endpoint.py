@@ -151,7 +151,7 @@ def test_a_stream_that_never_ends_ends_in_time(server: Bad):
     with model_at(server, trickles) as model:
         started = time.monotonic()
         with pytest.raises(ModelUnavailable, match="did not end within 0.4 s"): model.complete("Hello", timeout=0.4)
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 8
         stream = model.stream("Hello")
         assert next(iter(stream)) == "x"
         stream.close()

@@ -143,7 +143,7 @@ def test_the_latch_ends_a_session_in_a_thread_whose_strategy_swallows_it(setting
     begun, bars = time.monotonic(), load_bars("SP500", lab=settings.root)
     with ThreadPoolExecutor(1) as pool, pytest.raises(Stopped): pool.submit(backtest, Deaf, bars, lab=settings.root).result()
     with pytest.raises(Stopped): backtest(Deaf, bars, lab=settings.root)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30
 
 
 def test_every_try_on_the_command_line_counts(lab: Path) -> None:
@@ -204,4 +204,4 @@ def test_a_strategy_that_swallows_everything_is_halted_too(settings) -> None:
     threading.Timer(0.5, lambda: open_latch(settings.root).set("enough")).start()
     begun = time.monotonic()
     with pytest.raises(Stopped): run_session(Stubborn, load_bars("SP500", lab=settings.root), settings=settings)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30
