@@ -322,20 +322,16 @@ def test_a_signal_in_the_middle_of_an_answer_leaves_nothing(root: Path):
 
 
 def test_a_configuration_for_an_editor(root: Path):
-    process = subprocess.Popen([*SERVE, "--continue-config"], cwd=root, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        lines = []
-        for line in process.stdout:
-            lines.append(line)
-            if "roles" in line: break
-        model, = yaml.safe_load("".join(lines))["models"]
-        with openai.OpenAI(base_url=model["apiBase"], api_key=model["apiKey"], max_retries=0) as client: assert client.models.retrieve(model["model"]).id == "smollm2"
-        process.send_signal(signal.SIGINT)
-        assert process.wait(PATIENCE) == 0
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    "What is printed, with the token that Continue would put in, reaches a server that is started as it says."
+    with socket.socket() as line:
+        line.bind(("127.0.0.1", 0))
+        port = str(line.getsockname()[1])
+    done = subprocess.run([*SERVE, "--continue-config", "--port", port], cwd=root, env=environment(), capture_output=True, text=True, timeout=PATIENCE)
+    model, = yaml.safe_load(done.stdout)["models"]
+    assert done.returncode == 0 and f"sagelab serve --port {port}" in done.stderr and model["apiKey"] == "${{ secrets.SAGELAB_SERVE_TOKEN }}"
+    with serving(root, "--port", port, SAGELAB_SERVE_TOKEN="a-token-of-my-own") as served:
+        assert served.said["token"] is None
+        with openai.OpenAI(base_url=model["apiBase"], api_key="a-token-of-my-own", max_retries=0) as client: assert client.models.retrieve(model["model"]).id == "smollm2"
 
 
 def test_two_models_in_a_memory_for_one(lab: Path, weights: Path):
