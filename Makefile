@@ -86,7 +86,7 @@ readme: .venv/.installed-dev ## README.md from nbs/index.ipynb
 
 bench: .venv/.installed-dev ## side-by-side measurements against peers
 	@# Files that end with an exit status are benchmarks; the others are what they share.
-	@status=0; for file in $$(grep -l '^sys.exit' benchmarks/*.py); do \
+	@status=0; for file in $$(grep -lE '^(if __name__ == "__main__": )?sys\.exit' benchmarks/*.py); do \
 	  echo "== $$file"; $(BIN)/python "$$file" || status=1; done; exit $$status
 
 clean: ## remove caches and build products; .venv, data, reports and .sagelab stay

@@ -85,8 +85,35 @@ def onnx(gguf: Path, scratch: Path) -> Iterator[Pair]:
         yield Pair("onnx", model, raw, engine.restart)
 
 
+def llamacpp_python(gguf: Path, scratch: Path) -> Iterator[Pair]:
+    from llama_cpp import Llama
+    from sagelab.inference.nativellama import NativeLlamaConfig, NativeLlamaModel
+    # Its prompts take every core unless both are said.
+    library = Llama(str(gguf), n_ctx=CONTEXT, n_threads=THREADS, n_threads_batch=THREADS, verbose=False)
+    def raw(question: str, tokens: int) -> int:
+        said = library.create_chat_completion([{"role": "user", "content": question}], max_tokens=tokens, temperature=0.0)
+        return said["usage"]["completion_tokens"]
+    try:
+        with NativeLlamaModel(NativeLlamaConfig(path=gguf, context=CONTEXT, threads=THREADS)) as model: yield Pair("llamacpp-python", model, raw)
+    finally: library.close()
+
+
+def mlx(gguf: Path, scratch: Path) -> Iterator[Pair]:
+    import mlx.core as mx
+    from mlx_lm.generate import generate_step
+    from sagelab.inference.mlx import MlxConfig, MlxModel
+    with MlxModel(MlxConfig(path=gguf, context=CONTEXT)) as model:
+        engine = model._engine
+        def raw(question: str, tokens: int) -> int:
+            given = engine.encode(engine.prompt([Message("user", question)]))
+            return engine._there(lambda: sum(1 for _ in generate_step(mx.array(given), engine._held["network"], max_tokens=tokens)))
+        yield Pair("mlx", model, raw, engine.restart)
+
+
 # A backend joins with a line: its name, the module that it stands on, and what yields its Pair.
-BACKENDS = {"llamacpp": ("xllamacpp", llamacpp), "transformers": ("torch", of_transformers("cpu")), "onnx": ("onnxruntime_genai", onnx)}
+BACKENDS = {"llamacpp": ("xllamacpp", llamacpp), "transformers": ("torch", of_transformers("cpu")), "onnx": ("onnxruntime_genai", onnx),
+            "llamacpp-python": ("llama_cpp", llamacpp_python), "mlx": ("mlx_lm", mlx)}
+SLOW = () if sys.platform == "darwin" else ("mlx",)  # made for another machine: measured where it is named
 if find_spec("torch"):
     import torch
     if torch.cuda.is_available(): BACKENDS["cuda"] = ("torch", of_transformers("cuda"))
@@ -154,9 +181,9 @@ def rows_of(pair: Pair, rounds: int, details: dict) -> list[dict]:
 
 def main() -> int:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 7
-    asked = sys.argv[2:] or list(BACKENDS)
+    asked = sys.argv[2:] or [name for name in BACKENDS if name not in SLOW]
     gguf = Catalogue(load_settings()).get("smollm2").weights
-    rows, details = [], {"threads": THREADS, "missing": [name for name in asked if not find_spec(BACKENDS[name][0])]}
+    rows, details = [], {"threads": THREADS, "missing": [name for name in asked if not find_spec(BACKENDS[name][0])], "not asked": [name for name in BACKENDS if name not in asked]}
     with tempfile.TemporaryDirectory() as scratch:
         for name in asked:
             if name in details["missing"]: continue
@@ -165,7 +192,8 @@ def main() -> int:
                 stack.callback(pairs.close)
                 rows += rows_of(next(pairs), rounds, details)
     for name in details["missing"]: print(f"left out: {name}, for {BACKENDS[name][0]} is not installed")
-    return publish("models", rows, **details)
+    # A few of them do not stand in for all.
+    return publish("-".join(["models", *sys.argv[2:]]), rows, **details)
 
 
 if __name__ == "__main__": sys.exit(main())
