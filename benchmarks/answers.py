@@ -8,7 +8,7 @@ from sagelab.core.errors import AnswerError
 from sagelab.inference.catalogue import get_model
 from sagelab.inference.schema import as_schema, parse
 
-CALLS, FREE = 200, 40
+CALLS, FREE = 200, 20
 COMPANIES = ["Acme", "Globex", "Initech", "Umbrella", "Hooli", "Stark Industries", "Wayne Enterprises", "Wonka", "Cyberdyne", "Soylent"]
 EVENTS = ["raises its guidance for 2024 by a tenth", "agrees to buy a rival for two billion dollars", "reports a loss of 30 million", "names a new chief executive", "recalls 12,000 cars",
           "wins an order from the navy", "is sued by its own shareholders", "doubles the dividend", "closes four plants", "beats expectations in the third quarter",
@@ -34,7 +34,7 @@ class Event(BaseModel):
 
 questions = [f"Describe this news as JSON: {company} {event}." for event in EVENTS for company in COMPANIES][:CALLS]
 attempts, seconds, wrong, begun = [], [], [], time.perf_counter()
-with get_model(lab=Path(__file__).parent.parent) as model:
+with get_model(lab=Path(__file__).parent.parent, threads=1) as model:
     for number, question in enumerate(questions):
         # Half of them are drawn by lot, as a person who wants ideas would.
         try:
