@@ -17,6 +17,7 @@ from ..core.plugins import PluginConfig
 from .base import About, Backend, Clock, Message, Reply, Request, Usage
 from .choice import score_by_words
 from .hardware import check_room, choose_threads, devices
+from .tokens import give_back
 from .weights import Weights, read_weights
 
 # %% ../../nbs/560_inference.llamacpp.ipynb #9a2064b0
@@ -135,6 +136,7 @@ class LlamaCppModel(Backend):
     def close(self) -> None:
         "Give back the memory."
         self._server = None
+        give_back()
 
 def _constraint(request: Request) -> dict:
     "What holds llama.cpp to a schema."

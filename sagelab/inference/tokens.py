@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BROKEN', 'LONGEST_CHARACTER', 'GRAMMAR', 'RARE', 'ANCHOR', 'PATIENCE', 'Voice', 'Picker', 'can_constrain',
-           'Constraint', 'Engine', 'score_options', 'TokenModel']
+           'Constraint', 'Engine', 'score_options', 'give_back', 'TokenModel']
 
 # %% ../../nbs/555_inference.tokens.ipynb #9d32353a
 import ctypes, gc, threading
@@ -215,7 +215,7 @@ def score_options(
     return [float(np.logaddexp.reduce([of(one) for one in several])) for several in tails]
 
 # %% ../../nbs/555_inference.tokens.ipynb #a0d742fa
-def _give_back() -> None:
+def give_back() -> None:
     "Free what only circles hold, and hand it to the system: glibc would keep it for later."
     gc.collect()
     try: ctypes.CDLL(None).malloc_trim(0)
@@ -289,4 +289,4 @@ class TokenModel(Backend):
     def close(self) -> None:
         "Give back the memory; an answer that is being written is written to its end."
         self._engine = None
-        _give_back()
+        give_back()
