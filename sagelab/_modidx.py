@@ -1057,6 +1057,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'sagelab/inference/llamacpp.py'),
                                             'sagelab.inference.llamacpp._library': ( 'inference.llamacpp.html#_library',
                                                                                      'sagelab/inference/llamacpp.py'),
+                                            'sagelab.inference.llamacpp.chosen_context': ( 'inference.llamacpp.html#chosen_context',
+                                                                                           'sagelab/inference/llamacpp.py'),
                                             'sagelab.inference.llamacpp.memory_needed': ( 'inference.llamacpp.html#memory_needed',
                                                                                           'sagelab/inference/llamacpp.py')},
             'sagelab.inference.measure': { 'sagelab.inference.measure.Diagnosis': ( 'inference.measure.html#diagnosis',

@@ -72,7 +72,7 @@ class Diagnosis:
     @property
     def well(self) -> bool: return not self.advice
 
-BACKENDS = {"llamacpp": "xllamacpp", "transformers": "transformers", "onnx": "onnxruntime_genai"}  # name -> the module that it stands on
+BACKENDS = {"llamacpp": "xllamacpp", "transformers": "transformers", "onnx": "onnxruntime_genai", "mlx": "mlx_lm", "llamacpp-python": "llama_cpp"}  # name -> the module that it stands on
 
 def examine(
     settings: Settings,

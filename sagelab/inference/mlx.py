@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 from pydantic import Field
-from ..core.errors import MissingExtra, ModelError, UsageError
+from ..core.errors import MissingExtra, ModelError
 from ..core.plugins import PluginConfig
 from .base import About, Message
 from .hardware import check_room
-from .llamacpp import LONGEST_CONTEXT, memory_needed
+from .llamacpp import chosen_context, memory_needed
 from .talk import chat_prompt
 from .tokens import Engine, TokenModel
 from .weights import Weights, read_weights
@@ -254,9 +254,7 @@ class MlxModel(TokenModel):
     def __init__(self, config: MlxConfig):
         mx, weights, name = _library(), read_weights(config.path), config.name or config.path.stem
         self.config, self.weights = config, weights
-        context = config.context or min(weights.context or LONGEST_CONTEXT, LONGEST_CONTEXT)
-        if weights.context and context > weights.context:
-            raise UsageError(f"{weights.name} was trained to read {weights.context:,} tokens, not {context:,}. Try: context = {weights.context}")
+        context = chosen_context(weights.name, config.context, weights.context)
         packed = weights.quantisation in AS_IT_IS
         check_room(name, memory_needed(weights, context) + (0 if packed else 2 * weights.parameters))
         notes = ["on the Apple GPU" if _has_gpu(mx) else "on the CPU: mlx is made for Apple Silicon, and slow here", "" if packed else f"{weights.quantisation} is unpacked in memory",

@@ -16,7 +16,7 @@ from ..core.errors import MissingExtra, ModelError, UsageError
 from ..core.plugins import PluginConfig
 from .base import About, Message
 from .hardware import check_room, choose_threads, devices
-from .llamacpp import LONGEST_CONTEXT, memory_needed
+from .llamacpp import chosen_context, memory_needed
 from .talk import chat_prompt
 from .tokens import Engine, TokenModel, can_constrain
 from .weights import Weights, read_weights
@@ -129,9 +129,7 @@ class NativeLlamaModel(TokenModel):
     def __init__(self, config: NativeLlamaConfig):
         c, weights, name = _library(), read_weights(config.path), config.name or config.path.stem
         self.config, self.weights = config, weights
-        context = config.context or min(weights.context or LONGEST_CONTEXT, LONGEST_CONTEXT)
-        if weights.context and context > weights.context:
-            raise UsageError(f"{weights.name} was trained to read {weights.context:,} tokens, not {context:,}. Try: context = {weights.context}")
+        context = chosen_context(weights.name, config.context, weights.context)
         check_room(name, memory_needed(weights, context))
         layers, where = _layers(config.gpu_layers, c.llama_supports_gpu_offload())
         threads, why = choose_threads(config.threads)

@@ -18,7 +18,7 @@ from ..core.errors import MissingExtra, ModelError, UsageError
 from ..core.plugins import PluginConfig
 from .base import About, Message
 from .hardware import check_room, choose_threads
-from .llamacpp import LONGEST_CONTEXT
+from .llamacpp import chosen_context
 from .tokens import Engine, TokenModel, can_constrain
 from .transformers import new_folder, read_folder, unpack
 
@@ -111,9 +111,8 @@ class OnnxModel(TokenModel):
     def __init__(self, config: OnnxConfig):
         found, name = read_converted(config.path), config.name or config.path.name
         with _silence(): library, trained = _library(), found.get("context_length", 0)
-        if config.context and trained and config.context > trained: raise UsageError(f"{name} was trained to read {trained:,} tokens, not {config.context:,}. Try: context = {trained}")
         check_room(name, sum(file.stat().st_size for file in config.path.glob("*.onnx*")))
-        context, (threads, why) = config.context or min(trained or LONGEST_CONTEXT, LONGEST_CONTEXT), choose_threads(config.threads)
+        context, (threads, why) = chosen_context(name, config.context, trained), choose_threads(config.threads)
         ends = found.get("eos_token_id") or []
         try:
             with _silence(): engine = _Onnx(library, config.path, context, threads, ends if isinstance(ends, list) else [ends])

@@ -17,7 +17,7 @@ from ..core.settings import Settings
 from .base import Backend
 from .catalogue import Catalogue, get_model
 from .hardware import free_memory
-from .llamacpp import LONGEST_CONTEXT, memory_needed
+from .llamacpp import chosen_context, memory_needed
 from .weights import read_weights
 
 # %% ../../nbs/585_inference.pool.ipynb #0f70d31a
@@ -183,7 +183,7 @@ def model_bytes(
     card = catalogue.get(name)
     if card.format != "gguf": return card.bytes
     weights = read_weights(card.weights)
-    return memory_needed(weights, min(weights.context or LONGEST_CONTEXT, LONGEST_CONTEXT))
+    return memory_needed(weights, chosen_context(name, 0, weights.context))
 
 def lab_pool(
     settings: Settings,  # of the lab; [models] memory_mb and idle_seconds

@@ -18,7 +18,7 @@ from ..core.errors import MissingExtra, ModelError, UsageError
 from ..core.plugins import PluginConfig
 from .base import About, Clock, Message
 from .hardware import check_room, choose_threads, devices
-from .llamacpp import LONGEST_CONTEXT
+from .llamacpp import chosen_context
 from .tokens import Engine, TokenModel, can_constrain
 from .weights import read_weights
 
@@ -233,8 +233,7 @@ class TransformersModel(TokenModel):
         threads, why = choose_threads(config.threads) if device == "cpu" else (0, "")
         model, tokenizer = _load(config.path, torch, transformers, dtype, device)
         trained = getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 0
-        if config.context and trained and config.context > trained: raise UsageError(f"{name} was trained to read {trained:,} tokens, not {config.context:,}. Try: context = {trained}")
-        context = config.context or min(trained or LONGEST_CONTEXT, LONGEST_CONTEXT)
+        context = chosen_context(name, config.context, trained)
         notes = [f"{where}, {str(dtype).removeprefix('torch.')}", why, "" if can_constrain() else "does not hold to a schema while it writes: llguidance is not installed",
                  "" if tokenizer.chat_template else "no chat template: messages are read as plain text"]
         about = About(name, "transformers", context, constrains=can_constrain(), scores=True, cutoff=config.cutoff, notes=tuple(filter(None, notes)))
